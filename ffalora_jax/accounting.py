@@ -1,0 +1,227 @@
+"""DpEvent -> epsilon and back: what the sampling that was really run costs. Imports no JAX.
+
+dp-accounting does the sums. Relation: add or remove one example, with the client's size n_k public (the
+sampling probability B / n_k uses it), that is zero-out. Runs draw capped Poisson batches, which only PLD
+can price; RDP serves uncapped questions and comparison with papers.
+
+Reference: Doroshenko et al. 2022 (PLD, arXiv:2207.04380); Mironov 2017 (RDP, arXiv:1702.07476).
+"""
+
+import functools
+import hashlib
+import json
+import math
+from typing import NamedTuple
+
+from ffalora_jax import cache
+from ffalora_jax.errors import InputError, between, one_of, positive
+
+NEIGHBOURS = "add or remove one example (zero-out, the number of examples is public)"
+_COARSE, _FINE = 1e-3, 1e-4  # PLD grid; any grid gives an upper bound, small epsilons want the fine one
+PLD_SMALLEST_DELTA = 1e-15
+
+
+class Sampling(NamedTuple):
+    """One client's repeated draw: each of ``num_examples`` with ``probability``, at most ``capacity``."""
+
+    num_examples: int
+    probability: float
+    capacity: int | None = None
+    """None: uncapped Poisson."""
+
+
+def default_capacity(batch_size: int) -> int:
+    """Returns batch_size + 6 sqrt(batch_size): at 5 the cap costs 1 % of epsilon, at 6 nothing visible.
+
+    Unused slots are not computed (``clipping.clipped_sum_in_blocks``), so a generous cap is cheap.
+    """
+    return math.ceil(batch_size + 6 * math.sqrt(batch_size))
+
+
+def sampling(num_examples: int, batch_size: int, capacity: int | None = None) -> Sampling:
+    """Returns the draw of a client with so many examples, ``batch_size`` of them expected.
+
+    Raises:
+        InputError: fewer examples than one expected batch, or a capacity below the expectation.
+    """
+    positive(num_examples=num_examples, batch_size=batch_size, capacity=capacity)
+    if num_examples < batch_size:
+        raise InputError(
+            f"Expected at least batch_size = {batch_size} examples at every client, got "
+            f"{num_examples}: lower --batch-size or leave that client out."
+        )
+    if capacity is not None and capacity < batch_size:
+        raise InputError(
+            f"Expected privacy.capacity >= batch_size = {batch_size}, got {capacity}: leave it out "
+            f"for {default_capacity(batch_size)}."
+        )
+    return Sampling(num_examples, batch_size / num_examples, capacity)
+
+
+def check_delta(delta: float, num_examples: int) -> str | None:
+    """Returns a warning if delta is at or above 1 / n; raises if it promises nothing.
+
+    Raises:
+        InputError: delta >= 0.1 or >= 100 / n.
+    """
+    if not 0 < delta < 0.1 or delta >= 100 / num_examples:
+        raise InputError(
+            f"Expected 0 < delta < min(0.1, 100 / examples), got {delta:g} for a client with "
+            f"{num_examples} examples: use well below 1 / {num_examples} = {1 / num_examples:.1e}."
+        )
+    if delta >= 1 / num_examples:
+        return (
+            f"delta {delta:g} is not below 1 / {num_examples}: publishing one example in full "
+            "would satisfy such a guarantee."
+        )
+    return None
+
+
+def event_of(draw: Sampling, noise_multiplier: float):
+    """Returns the DpEvent of one noised sum over one draw."""
+    import dp_accounting
+
+    if draw.capacity is None:
+        gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+        return dp_accounting.PoissonSampledDpEvent(draw.probability, gaussian)
+    return dp_accounting.TruncatedSubsampledGaussianDpEvent(
+        dataset_size=draw.num_examples,
+        sampling_probability=draw.probability,
+        truncated_batch_size=draw.capacity,
+        noise_multiplier=noise_multiplier,
+    )
+
+
+def epsilon_of(
+    draw: Sampling, noise_multiplier: float, steps: int, delta: float, accountant: str = "pld"
+) -> float:
+    """Returns the epsilon spent by ``steps`` noised sums.
+
+    Guarantee: an upper bound for exactly this sampling, composed over all steps at once.
+
+    Raises:
+        InputError: a capped draw with RDP; a delta that PLD cannot resolve.
+    """
+    _check(draw, delta, accountant)
+    positive(noise_multiplier=noise_multiplier)
+    if steps == 0:
+        return 0.0
+    value = _epsilon(draw, noise_multiplier, steps, delta, accountant, _COARSE)
+    if accountant == "pld" and value < 1:
+        value = _epsilon(draw, noise_multiplier, steps, delta, accountant, _FINE)
+    return value
+
+
+def noise_for(
+    draw: Sampling, epsilon: float, steps: int, delta: float, accountant: str = "pld"
+) -> float:
+    """Returns the smallest noise multiplier whose ``steps`` sums spend at most ``epsilon``.
+
+    Found without the cap (fast), then raised until the capped draw keeps to the budget.
+
+    Raises:
+        InputError: as ``epsilon_of``; an epsilon that no reasonable noise reaches.
+    """
+    _check(draw, delta, accountant)
+    positive(epsilon=epsilon)
+    uncapped = draw._replace(capacity=None)
+    low, high = 0.01, 1.0
+    while epsilon_of(uncapped, high, steps, delta, accountant) > epsilon:
+        low, high = high, high * 2
+        if high > 1e4:
+            raise InputError(
+                f"No noise multiplier up to 10,000 gives epsilon {epsilon} over {steps} steps: raise "
+                "epsilon or take fewer steps."
+            )
+    while high / low > 1.0005:
+        middle = math.sqrt(low * high)
+        inside = epsilon_of(uncapped, middle, steps, delta, accountant) <= epsilon
+        low, high = (low, middle) if inside else (middle, high)
+    for _ in range(60):
+        if epsilon_of(draw, high, steps, delta, accountant) <= epsilon:
+            return high
+        high *= 1.002
+    raise InputError(
+        f"A capacity of {draw.capacity} is too close to the expected batch to reach epsilon "
+        f"{epsilon}: raise privacy.capacity or leave it out."
+    )
+
+
+def trajectory(
+    draw: Sampling, noise_multiplier: float, steps_after: list[int], delta: float
+) -> list[float]:
+    """Returns epsilon after each number of steps; one distribution, composed with itself.
+
+    At most 48 points are computed; one in between gets the value of the next, an upper bound.
+    """
+    if not steps_after:
+        return []
+    wanted = sorted(set(steps_after))
+    stride = -(-len(wanted) // 48)
+    grid = sorted({*wanted[::-1][::stride]})
+    known = {s: epsilon_of(draw, noise_multiplier, s, delta) for s in grid}
+    return [known[next(g for g in grid if g >= steps)] for steps in steps_after]
+
+
+def _check(draw: Sampling, delta: float, accountant: str) -> None:
+    one_of(("pld", "rdp"), accountant=accountant)
+    between(0, 1, delta=delta)
+    if accountant == "rdp" and draw.capacity is not None:
+        raise InputError("RDP cannot price a capped draw: use accountant pld, or leave capacity out.")
+    if accountant == "pld" and delta <= PLD_SMALLEST_DELTA:
+        raise InputError(
+            f"PLD cannot resolve delta {delta:g} (it gives infinity at 1e-15 and below): use "
+            "--accountant rdp or a larger delta."
+        )
+
+
+def _epsilon(draw, noise_multiplier, steps, delta, accountant, interval) -> float:
+    question = [*draw, noise_multiplier, steps, delta, accountant, interval, _library_version()]
+    name = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:24]
+    stored = cache.read_json("accounting", name)
+    if stored is not None:
+        return stored
+    value = _compute(draw, noise_multiplier, steps, delta, accountant, interval)
+    if math.isfinite(value):
+        cache.write_json("accounting", name, value)
+    return value
+
+
+def _compute(draw, noise_multiplier, steps, delta, accountant, interval) -> float:
+    if accountant == "rdp":
+        import dp_accounting
+        from dp_accounting import rdp
+
+        ledger = rdp.RdpAccountant()
+        ledger.compose(dp_accounting.SelfComposedDpEvent(event_of(draw, noise_multiplier), steps))
+        return float(ledger.get_epsilon(delta))
+    return float(_base_pld(draw, noise_multiplier, interval).self_compose(steps).get_epsilon_for_delta(delta))
+
+
+@functools.lru_cache(maxsize=32)
+def _base_pld(draw: Sampling, noise_multiplier: float, interval: float):
+    """The privacy loss of one step, from the same event that the plan hands out."""
+    import dp_accounting
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    event = event_of(draw, noise_multiplier)
+    if isinstance(event, dp_accounting.TruncatedSubsampledGaussianDpEvent):
+        return pld.from_truncated_subsampled_gaussian_mechanism(
+            dataset_size=event.dataset_size,
+            sampling_probability=event.sampling_probability,
+            truncated_batch_size=event.truncated_batch_size,
+            noise_multiplier=event.noise_multiplier,
+            value_discretization_interval=interval,
+        )
+    return pld.from_gaussian_mechanism(
+        standard_deviation=event.event.noise_multiplier,
+        sampling_prob=event.sampling_probability,
+        value_discretization_interval=interval,
+    )
+
+
+@functools.cache
+def _library_version() -> str:
+    from importlib.metadata import version
+
+    return version("dp-accounting")

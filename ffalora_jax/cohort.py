@@ -1,0 +1,133 @@
+"""Which clients take part in a round, and which examples a local step draws; all inside jit.
+
+The data stays on the device as one flat set of rows; a client is a row of indices into it. Draws are
+Poisson with a static capacity: every example of the client is included with probability q on its own;
+if more than ``capacity`` are, a uniformly random ``capacity`` of them stay. The accountant is told
+(``accounting.capped_event``).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ffalora_jax import rng
+
+
+class ClientData(NamedTuple):
+    """All training examples on the device, and who owns which."""
+
+    inputs: dict[str, Array]
+    """Leaves (example, ...), e.g. input_ids and attention_mask (N, T)."""
+    labels: Int[Array, " example"]
+    lengths: Int[Array, " example"]
+    """Number of real tokens of an example."""
+    members: Int[Array, "client slot"]
+    """Rows owned by a client; slots from ``sizes`` on are padding."""
+    sizes: Int[Array, " client"]
+
+
+class Cohort(NamedTuple):
+    """The clients of one round."""
+
+    clients: Int[Array, " cohort"]
+    is_real: Bool[Array, " cohort"]
+
+
+class Batch(NamedTuple):
+    """Rows of one draw; the real ones come first."""
+
+    rows: Int[Array, "*lead slot"]
+    is_real: Bool[Array, "*lead slot"]
+
+
+def client_data(inputs, labels, lengths, owners: Sequence[np.ndarray]) -> ClientData:
+    """Puts the training examples on the device; ``owners[k]`` are client k's rows."""
+    width = max(len(rows) for rows in owners)
+    members = np.zeros((len(owners), width), np.int32)
+    for client, rows in enumerate(owners):
+        members[client, : len(rows)] = rows
+    return ClientData(
+        inputs={name: jnp.asarray(leaf) for name, leaf in inputs.items()},
+        labels=jnp.asarray(labels, jnp.int32),
+        lengths=jnp.asarray(lengths, jnp.int32),
+        members=jnp.asarray(members),
+        sizes=jnp.asarray([len(rows) for rows in owners], jnp.int32),
+    )
+
+
+def draw_cohort(
+    key: Array, num_clients: int, cohort_size: int, sampling: str, capacity: int
+) -> Cohort:
+    """Draws the clients of a round: exactly ``cohort_size``, or each with cohort_size / num_clients.
+
+    Privacy is never amplified by this draw (the server sees who takes part), so its key is public.
+    """
+    if sampling == "fixed" and cohort_size == num_clients:
+        return Cohort(jnp.arange(num_clients), jnp.ones(num_clients, bool))
+    order = jax.random.uniform(key, (num_clients,))
+    if sampling == "fixed":
+        return Cohort(jnp.argsort(order)[:cohort_size], jnp.ones(cohort_size, bool))
+    included = order < cohort_size / num_clients
+    clients = jnp.argsort(jnp.where(included, order, 2.0))[:capacity]
+    return Cohort(clients, included[clients])
+
+
+def cohort_capacity(num_clients: int, cohort_size: int, sampling: str) -> int:
+    """Returns the static number of client slots in a round: mean + 4 stddev for Poisson cohorts."""
+    if sampling == "fixed":
+        return cohort_size
+    return min(num_clients, int(np.ceil(cohort_size + 4 * np.sqrt(cohort_size))))
+
+
+def draw_batch(
+    key: Array,
+    members: Int[Array, " slot"],
+    size: Int[Array, ""],
+    probability: Float[Array, ""],
+    capacity: int,
+) -> Batch:
+    """Draws a client's examples for one step.
+
+    Guarantee: every one of the first ``size`` members is included independently with ``probability``;
+    of more than ``capacity`` included ones a uniformly random subset of that size remains, since the
+    slots are filled in the order of the same uniform numbers.
+    """
+    uniform = jax.random.uniform(key, members.shape)
+    included = (uniform < probability) & (jnp.arange(members.shape[0]) < size)
+    slots = jnp.argsort(jnp.where(included, uniform, 2.0))[: min(capacity, members.shape[0])]
+    return Batch(members[slots], included[slots])
+
+
+def draw_local_batches(
+    key: Array, round_index, client, data: ClientData, probability, local_steps: int, capacity: int
+) -> Batch:
+    """Draws all steps of one client in one round: leaves (step, slot)."""
+
+    def one(step):
+        return draw_batch(
+            rng.stream(key, rng.Purpose.BATCH, round_index, client, step),
+            data.members[client],
+            data.sizes[client],
+            probability,
+            capacity,
+        )
+
+    return jax.lax.map(one, jnp.arange(local_steps))
+
+
+def longest_first(batch: Batch, lengths: Int[Array, " example"]) -> Batch:
+    """Orders a draw by length, real examples first, so that neighbours need the same width."""
+    order = jnp.argsort(jnp.where(batch.is_real, -lengths[batch.rows], 1))
+    return Batch(batch.rows[order], batch.is_real[order])
+
+
+def take(data: ClientData, rows: Int[Array, " slot"], width: int | None = None):
+    """Returns ``(inputs, labels)`` of some rows, cut to ``width`` tokens."""
+    inputs = {
+        name: leaf[rows] if width is None else leaf[rows, :width] for name, leaf in data.inputs.items()
+    }
+    return inputs, data.labels[rows]

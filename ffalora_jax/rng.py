@@ -1,0 +1,72 @@
+"""The only place that derives random keys: by purpose and place, with ``fold_in`` alone.
+
+In this JAX ``split(key, n)[i]`` equals ``fold_in(key, i)``, so mixing the two draws the same noise
+twice without any error; hence nothing here or elsewhere splits. Public randomness (the run's ``seed``:
+splits, A, heads, cohorts) and secret randomness (``noise_seed``: noise and Poisson draws) start from
+roots in different domains and use different purposes, so they never meet, equal seeds included.
+"""
+
+import enum
+import secrets
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Purpose(enum.IntEnum):
+    """What a draw is for. Numbers are never changed: they are part of every published result."""
+
+    PARTITION = 1
+    SPLIT = 2
+    SUBSET = 3
+    SYNTHETIC = 4
+    LORA_INIT = 5  # indices: layer
+    HEAD = 6
+    BACKBONE = 7
+    COHORT = 8  # indices: round
+    BATCH = 20  # indices: round, client, step
+    NOISE = 21  # indices: round, client, step, leaf
+
+
+_PUBLIC_DOMAIN = 0x5EED0001
+_SECRET_DOMAIN = 0x5EED0002
+
+
+def public_root(seed: int) -> jax.Array:
+    """Returns the root key of everything that anyone may recompute."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), _PUBLIC_DOMAIN)
+
+
+def secret_root(noise_seed: int) -> jax.Array:
+    """Returns the root key of noise and Poisson draws, from all 64 bits of ``noise_seed``."""
+    words = np.array([noise_seed >> 32, noise_seed & 0xFFFFFFFF], np.uint32)
+    return jax.random.fold_in(
+        jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32"), _SECRET_DOMAIN
+    )
+
+
+def fresh_noise_seed() -> int:
+    """Returns 64 bits of the operating system's entropy."""
+    return secrets.randbits(64)
+
+
+def stream(key: jax.Array, purpose: Purpose, *indices) -> jax.Array:
+    """Returns the key of one draw, from what it is for and where it happens.
+
+    A purpose always takes the same number of indices, and a key that was drawn from is never folded
+    further; then two different places can share a key only by a collision of the generator.
+    """
+    for index in (int(purpose), *indices):
+        key = jax.random.fold_in(key, index)
+    return key
+
+
+def leaf(key: jax.Array, index: int) -> jax.Array:
+    """Returns the key of one leaf's noise: the last index of ``Purpose.NOISE``."""
+    return jax.random.fold_in(key, index)
+
+
+def numpy_rng(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
+    """Returns a host generator for public draws (partitions, splits, synthetic text)."""
+    return np.random.default_rng([seed, _PUBLIC_DOMAIN, int(purpose), *indices])

@@ -1,0 +1,94 @@
+"""Texts to token ids: tokenise, pair, truncate, pad."""
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ffalora_jax.errors import InputError
+
+
+class Tokens(NamedTuple):
+    """Token ids of some examples, as the models take them."""
+
+    inputs: dict[str, np.ndarray]
+    """input_ids, attention_mask and, for pairs, token_type_ids: (example, token)."""
+    lengths: np.ndarray
+    """Real tokens of an example."""
+
+
+Tokenizer = Callable[[Sequence[str], Sequence[str] | None, int], Tokens]
+"""(texts, second texts, most tokens) -> Tokens."""
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """Returns the tokenizer of a Hugging Face directory.
+
+    Raises:
+        InputError: the directory has no tokenizer files.
+    """
+    directory = Path(directory)
+    file = directory / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer as Fast
+
+        try:
+            return _from_fast(Fast.from_file(str(file)))
+        except Exception as error:
+            raise InputError(f"Cannot read {file} ({error}).") from None
+    if any((directory / name).is_file() for name in ("vocab.txt", "vocab.json", "tokenizer.model")):
+        from transformers import AutoTokenizer
+
+        return _from_fast(AutoTokenizer.from_pretrained(str(directory)).backend_tokenizer)
+    raise InputError(f"No tokenizer.json or vocabulary in {directory}: give a complete checkpoint folder.")
+
+
+def hash_tokenizer(vocab_size: int) -> Tokenizer:
+    """Returns a tokenizer that hashes lower-cased words to ids: no vocabulary, so nothing learnt."""
+    start, separator, first = 1, 2, 3
+
+    def ids_of(text: str) -> list[int]:
+        words = re.findall(r"\w+|[^\w\s]", text.lower())
+        return [first + zlib.crc32(word.encode()) % (vocab_size - first) for word in words]
+
+    def tokenise(texts, pairs, max_tokens):
+        rows, types = [], []
+        for index, text in enumerate(texts):
+            head = [start, *ids_of(text)][: max_tokens - 1] + [separator]
+            tail = [] if pairs is None else [*ids_of(pairs[index]), separator]
+            rows.append((head + tail)[:max_tokens])
+            types.append(([0] * len(head) + [1] * len(tail))[:max_tokens])
+        return _padded(rows, None if pairs is None else types, max_tokens)
+
+    return tokenise
+
+
+def _from_fast(tokenizer) -> Tokenizer:
+    def tokenise(texts, pairs, max_tokens):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encoded = tokenizer.encode_batch(batch)
+        types = None if pairs is None else [one.type_ids for one in encoded]
+        return _padded([one.ids for one in encoded], types, max_tokens)
+
+    return tokenise
+
+
+def _padded(rows: list[list[int]], types: list[list[int]] | None, max_tokens: int) -> Tokens:
+    lengths = np.array([len(row) for row in rows], np.int32)
+    mask = np.arange(max_tokens) < lengths[:, None]
+
+    def dense(lists):
+        array = np.zeros((len(lists), max_tokens), np.int32)
+        array[mask] = np.fromiter((item for row in lists for item in row), np.int32, mask.sum())
+        return array
+
+    inputs = {"input_ids": dense(rows), "attention_mask": mask}
+    if types is not None:
+        inputs["token_type_ids"] = dense(types)
+    return Tokens(inputs, lengths)
+
