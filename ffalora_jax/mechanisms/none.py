@@ -14,7 +14,7 @@ def build(experiment: Experiment) -> Mechanism:
     expected = experiment.batch_size
     capacity = experiment.privacy.capacity or default_capacity(expected)
 
-    def plan(sizes, schedule):
+    def plan(sizes, schedule, multipliers=None):
         clients = tuple(
             ClientPlan(sampling(size, expected, capacity), 0.0, event=None) for size in sizes
         )

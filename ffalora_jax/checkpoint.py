@@ -1,0 +1,112 @@
+"""Saving and restoring a run with orbax: state, secret key, round and ledger. Owner-only files.
+
+Backbone and frozen factor are not saved: they follow from the experiment and are checked by hash.
+"""
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from ffalora_jax.errors import InputError
+from ffalora_jax.round import RoundState
+
+KEPT = 3
+
+
+class Ledger(NamedTuple):
+    """What must survive besides the arrays."""
+
+    rounds_done: int
+    planned_rounds: int
+    budget: float | None
+    """Epsilon that may be spent; None without one."""
+    noise_multipliers: tuple[float, ...]
+    epsilon: float | None
+    """Largest over the clients, spent so far."""
+    noise_seed: int
+    """Secret: never leaves the checkpoint."""
+    experiment: str
+    """Hash of experiment.toml."""
+    weights: str
+    """Hash of the backbone's file."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: Path):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder.absolute()
+        with _owner_only():
+            self.folder.mkdir(exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, create=False, enable_async_checkpointing=False
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, state: RoundState, ledger: Ledger) -> None:
+        """Saves a step; whole or not at all."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_tree(state)), ledger=ocp.args.JsonSave(ledger._asdict())
+        )
+        with _owner_only():
+            saved = self._manager.save(ledger.rounds_done, args=arguments, force=True)
+            self._manager.wait_until_finished()
+        if not saved:
+            raise RuntimeError(f"The checkpoint of round {ledger.rounds_done} was not saved.")
+
+    def steps(self) -> list[int]:
+        """Rounds of which there is a checkpoint, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def newest(self) -> Ledger | None:
+        """Returns the ledger of the newest checkpoint that can be read."""
+        for step in self.steps():
+            with contextlib.suppress(Exception):
+                found = self._manager.restore(step, args=ocp.args.Composite(ledger=ocp.args.JsonRestore()))
+                return _ledger(found["ledger"])
+        return None
+
+    def restore(self, like: RoundState, ledger: Ledger) -> RoundState:
+        """Restores the arrays of a ledger's round, into the structure of ``like``.
+
+        Raises:
+            InputError: the checkpoint holds another tree or other shapes.
+        """
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        try:
+            tree = self._manager.restore(ledger.rounds_done, args=arguments)["state"]
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise InputError(
+                f"The checkpoint of round {ledger.rounds_done} in {self.folder} does not fit this "
+                f"experiment ({str(error).splitlines()[0][:120]}): it comes from another one."
+            ) from None
+        return RoundState(tree["adapters"], tree["personal"], jnp.asarray(tree["round_index"]))
+
+    def close(self) -> None:
+        """Releases orbax's threads."""
+        self._manager.close()
+
+
+def _as_tree(state: RoundState) -> dict[str, Any]:
+    return {"adapters": state.adapters, "personal": state.personal, "round_index": state.round_index}
+
+
+def _ledger(found: dict[str, Any]) -> Ledger:
+    return Ledger(**{**found, "noise_multipliers": tuple(found["noise_multipliers"])})
+
+
+@contextlib.contextmanager
+def _owner_only():
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

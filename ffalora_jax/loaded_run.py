@@ -1,0 +1,141 @@
+"""A finished (or stopped) run as an object: its figures, and its model for new texts."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ffalora_jax import lora, pretrained
+from ffalora_jax.adapter_file import CONFIG, load_adapter
+from ffalora_jax.client import Frozen
+from ffalora_jax.errors import InputError
+from ffalora_jax.evaluate import client_adapters, make_predictor, softmax
+from ffalora_jax.round import RoundState
+from ffalora_jax.run_folder import RunFolder
+
+
+class Prediction(NamedTuple):
+    """One text's class and the probabilities of all classes."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class Run:
+    """What ``simulate`` and ``load_run`` return."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self.experiment = folder.experiment()
+        self.metrics = folder.metrics()
+        self.privacy = folder.read_json("privacy.json")
+        self.communication = folder.read_json("communication.json")
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy on the test part, of a run that ended."""
+        return self.metrics[-1].get("test_accuracy") if self.metrics else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """Largest epsilon spent by a client; None without privacy."""
+        return self.privacy["epsilon"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the rounds, compilation and evaluation aside."""
+        return sum(line["seconds"] for line in self.metrics)
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, client: str | None = None) -> list[Prediction]:
+        """Classifies texts with the run's model.
+
+        Args:
+            texts: what to classify.
+            pairs: second texts, if the model was trained on pairs.
+            client: whose personal leaves to use, for methods that have them.
+
+        Raises:
+            InputError: no text, no adapter yet, other weights than the run's, a missing client.
+        """
+        if isinstance(texts, str) or len(texts) == 0:
+            raise InputError("Expected a list of at least one text.")
+        model = self._model
+        tokens = model.tokenizer(list(texts), pairs, self.experiment.model.max_tokens)
+        adapters = client_adapters(model.state, self._client_index(client))
+        logits = model.predict(model.frozen, adapters, tokens, np.arange(len(texts)))
+        names = model.class_names
+        return [
+            Prediction(names[int(row.argmax())], {n: float(p) for n, p in zip(names, row, strict=True)})
+            for row in softmax(logits.astype(np.float64))
+        ]
+
+    def _client_index(self, client: str | None) -> int:
+        model = self._model
+        if not jax.tree.leaves(model.state.personal):
+            return 0
+        if client not in model.client_names:
+            raise InputError(
+                f"This run has leaves that stay at each client: say whose with --client, one of "
+                f"{', '.join(model.client_names)}; got {client!r}."
+            )
+        return model.client_names.index(client)
+
+    @cached_property
+    def _model(self) -> "_Model":
+        config = self.folder.read_json(f"adapter/{CONFIG}") if (self.path / "adapter").is_dir() else {}
+        shared, personal = load_adapter(self.path / "adapter")
+        settings = self.experiment
+        class_names = config["class_names"]
+        loaded = pretrained.load(settings.model.name, len(class_names), settings.seed)
+        if loaded.weights_sha256 != config["weights_sha256"]:
+            raise InputError(
+                f"The backbone's weights have sha256 {loaded.weights_sha256[:12]}..., the run was made with "
+                f"{config['weights_sha256'][:12]}...: put the same checkpoint there."
+            )
+        model = lora.inject(
+            loaded.model,
+            settings.method.targets or loaded.targets,
+            settings.method.rank,
+            settings.method.lora_alpha,
+            settings.method.layers,
+            head=None if settings.model.head == "frozen" else "head",
+        )
+        state = RoundState(shared, personal, jnp.int32(0))
+        return _Model(
+            make_predictor(model.apply),
+            Frozen(model.backbone, {}),
+            state,
+            loaded.tokenizer,
+            tuple(class_names),
+            tuple(config["client_names"]),
+        )
+
+
+class _Model(NamedTuple):
+    predict: Any
+    frozen: Frozen
+    state: RoundState
+    tokenizer: Any
+    class_names: tuple[str, ...]
+    client_names: tuple[str, ...]
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens a run folder.
+
+    Raises:
+        InputError: there is no run.
+    """
+    folder = RunFolder.open(path)
+    if not (folder.path / "privacy.json").is_file():
+        raise InputError(f"The run in {str(path)!r} stopped before its first round was saved: start it again.")
+    return Run(folder)

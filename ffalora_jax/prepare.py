@@ -1,0 +1,237 @@
+"""From an experiment to everything that its run needs: all names looked up, all checks done, nothing written.
+
+Stands between the parts and the loop: ``simulate`` runs what is prepared here, ``run_folder`` writes it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from ffalora_jax import adapters as leaves
+from ffalora_jax import lora, partition, pretrained, registry, rng
+from ffalora_jax.client import Frozen, make_local_update, make_optimizer
+from ffalora_jax.clipping import Blocks, block_widths
+from ffalora_jax.cohort import ClientData, client_data
+from ffalora_jax.config import Experiment
+from ffalora_jax.data import Dataset, as_dataset
+from ffalora_jax.errors import InputError
+from ffalora_jax.lora import LoraModel
+from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
+from ffalora_jax.methods import Method
+from ffalora_jax.partition import Owners
+from ffalora_jax.pretrained import Loaded
+from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
+from ffalora_jax.text import Tokens
+from ffalora_jax.types import HEAD_LEAVES
+
+CPU_BLOCK = 8
+"""Examples at once on a CPU: their activations stay in cache."""
+
+
+class Prepared(NamedTuple):
+    """A run before its first round."""
+
+    experiment: Experiment
+    dataset: Dataset
+    owners: Owners
+    tokens: Tokens
+    loaded: Loaded
+    model: LoraModel
+    method: Method
+    mechanism: Mechanism
+    plan: Plan
+    data: ClientData
+    numbers: ClientNumbers
+    frozen: Frozen
+    state: RoundState
+    settings: RoundSettings
+    blocks: Blocks
+    optimizer: optax.GradientTransformation
+
+    @property
+    def train_names(self) -> tuple[str, ...]:
+        """Names of the clients that train (one where the data is pooled)."""
+        return ("everyone",) if self.method.pooled else self.owners.names
+
+    def round_step(self):
+        """Returns the pure function of one round."""
+        local_update = make_local_update(
+            self.model.apply,
+            self.mechanism,
+            self.optimizer,
+            self.experiment.local_steps,
+            self.plan.capacity,
+            self.blocks,
+        )
+        return make_round(local_update, self.method, self.settings)
+
+    def rounds(self):
+        """Returns the jitted function of several rounds."""
+        return make_rounds(self.round_step(), self.settings)
+
+
+def prepare(
+    experiment: Experiment,
+    data: Any = None,
+    model: nnx.Module | None = None,
+    multipliers: Sequence[float] | None = None,
+) -> Prepared:
+    """Looks up, loads, splits, tokenises, calibrates. See ``simulate`` for the arguments.
+
+    Raises:
+        InputError: anything about the experiment that cannot work.
+    """
+    method: Method = registry.lookup("methods", experiment.method.name)()
+    draw_factor = registry.lookup("inits", experiment.method.init)()
+    make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)
+    options = experiment.optimizer
+    optimizer = make_optimizer(options.name, options.learning_rate, options.options)
+    dataset = load_dataset(experiment, data)
+    owned = partition.assign(dataset, experiment.partition, experiment.seed)
+    owners = partition.split(dataset, owned, experiment.partition, experiment.seed)
+    rows = [np.concatenate(owners.train)] if method.pooled else owners.train
+    expected = experiment.batch_size * (len(owned) if method.pooled else 1)
+    _check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
+    cohort_size = _cohort_size(experiment, len(rows), method)
+    schedule = Schedule(experiment.rounds, experiment.local_steps, expected)
+    mechanism = make_mechanism(experiment.replace(batch_size=expected))
+    plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
+    loaded = _load_model(experiment, model, dataset.num_classes)
+    injected = _inject(experiment, loaded)
+    tokens = loaded.tokenizer(
+        dataset.inputs["text"], dataset.inputs.get("text_pair"), experiment.model.max_tokens
+    )
+    chunk = _chunk(experiment.client_chunk, cohort_size)
+    frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows))
+    return Prepared(
+        experiment,
+        dataset,
+        owners,
+        tokens,
+        loaded,
+        injected,
+        method,
+        mechanism,
+        plan,
+        client_data(tokens.inputs, dataset.labels, tokens.lengths, rows),
+        ClientNumbers(
+            jnp.asarray([c.sampling.probability for c in plan.clients], jnp.float32),
+            jnp.asarray([c.noise_multiplier for c in plan.clients], jnp.float32),
+        ),
+        frozen,
+        state,
+        RoundSettings(
+            num_clients=len(rows),
+            cohort_size=cohort_size,
+            cohort_sampling=experiment.cohort_sampling,
+            chunk=chunk,
+            weighted=experiment.weighted,
+            rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
+        ),
+        _blocks(chunk, plan.capacity, experiment.model.max_tokens),
+        optimizer,
+    )
+
+
+def load_dataset(experiment: Experiment, data: Any = None) -> Dataset:
+    """Returns the experiment's data set, or what was given in its place, cut to ``max_examples``."""
+    settings = experiment.data
+    if data is None:
+        dataset: Dataset = registry.lookup("datasets", settings.name)(settings, experiment.seed)
+    else:
+        dataset = as_dataset(
+            data,
+            text=settings.text,
+            label=settings.label,
+            text_pair=settings.text_pair,
+            client=settings.client,
+        )
+    if settings.max_examples is not None and len(dataset) > settings.max_examples:
+        draw = rng.numpy_rng(experiment.seed, rng.Purpose.SUBSET)
+        rows = draw.choice(len(dataset), settings.max_examples, replace=False)
+        dataset = dataset.take(np.sort(rows))
+    return dataset
+
+
+def initial_state(model: LoraModel, method: Method, draw_factor, experiment, num_clients: int):
+    """Returns ``(Frozen, RoundState)`` before the first round, from the public seed.
+
+    Trained leaves are split three ways: sent ones live once, at the server; personal ones once a client;
+    the factor that no phase trains is frozen beside the backbone.
+    """
+    zeros = {name: dict(found) for name, found in model.shapes.items() if "lora_a" in found}
+    everything = jax.tree.map(jnp.zeros, zeros, is_leaf=lambda x: isinstance(x, tuple))
+    root = rng.public_root(experiment.seed)
+    drawn = [lora.init_factors(model, draw_factor, root, factor) for factor in method.drawn]
+    everything = leaves.merge(everything, *drawn, model.head)
+    trained = method.trained | (set(HEAD_LEAVES) if model.head else set())
+    stays = experiment.model.head == "personal" or method.shares_nothing
+    personal = method.personal | (set(HEAD_LEAVES) if model.head and stays else set())
+    frozen = Frozen(model.backbone, leaves.without(everything, trained))
+    state = RoundState(
+        adapters=leaves.select(everything, trained - personal),
+        personal=leaves.stack(leaves.select(everything, personal), num_clients),
+        round_index=jnp.int32(0),
+    )
+    return frozen, state
+
+
+def _load_model(experiment: Experiment, model: nnx.Module | None, num_classes: int) -> Loaded:
+    if model is None:
+        return pretrained.load(experiment.model.name, num_classes, experiment.seed)
+    words = getattr(model, "tokenizer", None)
+    if words is None:
+        raise InputError(
+            "A model of your own needs a tokenizer: set model.tokenizer to a function like "
+            "ffalora_jax.text.hash_tokenizer(vocab_size)."
+        )
+    return Loaded(model, words, r".*(query|value)", "given in Python", type(model).__name__)
+
+
+def _inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
+    settings = experiment.method
+    return lora.inject(
+        loaded.model,
+        settings.targets or loaded.targets,
+        settings.rank,
+        settings.lora_alpha,
+        settings.layers,
+        head=None if experiment.model.head == "frozen" else "head",
+    )
+
+
+def _check_sizes(rows: list[np.ndarray], names: Sequence[str], expected: int) -> None:
+    for name, mine in zip(names, rows, strict=True):
+        if len(mine) < expected:
+            raise InputError(
+                f"Client {name!r} has {len(mine)} training examples, expected at least one expected "
+                f"batch of {expected}: lower --batch-size or leave that client out."
+            )
+
+
+def _cohort_size(experiment: Experiment, num_clients: int, method: Method) -> int:
+    wanted = experiment.cohort_size
+    if wanted is None or method.pooled:
+        return num_clients
+    if wanted > num_clients:
+        raise InputError(f"Expected cohort_size <= {num_clients} clients, got {wanted}.")
+    return wanted
+
+
+def _chunk(setting: str, cohort_size: int) -> int:
+    """Returns how many clients run at once: one on a CPU (activations stay in cache), all elsewhere."""
+    if setting == "auto":
+        return 1 if jax.default_backend() == "cpu" else cohort_size
+    return min(int(setting), cohort_size)
+
+
+def _blocks(chunk: int, capacity: int, max_tokens: int) -> Blocks:
+    """Small blocks of several widths pay where clients run one at a time; else one block of all."""
+    if chunk == 1 and jax.default_backend() == "cpu":
+        return Blocks(CPU_BLOCK, block_widths(max_tokens))
+    return Blocks(capacity, (max_tokens,))

@@ -1,0 +1,223 @@
+"""What a run leaves behind: one folder, every file written whole or not at all.
+
+The layout is in CONTRIBUTING.md; outside scripts rely on the names and fields here.
+"""
+
+import hashlib
+import json
+import math
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ffalora_jax import accounting
+from ffalora_jax.adapters import nbytes
+from ffalora_jax.cache import write_atomically
+from ffalora_jax.config import Experiment
+from ffalora_jax.errors import InputError
+from ffalora_jax.experiment_file import load_experiment, to_toml
+from ffalora_jax.prepare import Prepared
+from ffalora_jax.round import RoundState
+
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
+NOT_PROTECTED = (
+    "the number of examples of each client",
+    "which clients took part in which round",
+    "settings chosen by looking at results: tuning of hyper-parameters spends privacy that is not counted",
+    "held-out data: accuracies are computed on it without noise",
+    "fields of metrics.jsonl marked as not private, and the pictures made from them",
+)
+NOT_PRIVATE_FIELDS = ("loss", "clipped_share", "gradient_norm", "drawn", "broken", "accuracy")
+
+
+class RunFolder:
+    """A run's folder and the names in it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.experiment_file = path / "experiment.toml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.report = path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path, experiment: Experiment) -> "RunFolder":
+        """Makes the folder.
+
+        Raises:
+            InputError: it exists, or cannot be made.
+        """
+        folder = cls(path)
+        if path.exists():
+            raise InputError(
+                f"Folder {str(path)!r} exists: give another with --out, or go on with `ffalora resume "
+                f"{path}`."
+            )
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"Cannot make folder {str(path)!r}: {error.strerror}.") from None
+        write_atomically(folder.experiment_file, to_toml(experiment.replace(noise_seed=None)))
+        folder.metrics_file.touch()
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """Opens the folder of an earlier run.
+
+        Raises:
+            InputError: it is none.
+        """
+        folder = cls(Path(path))
+        if not folder.experiment_file.is_file():
+            raise InputError(f"No run in {str(path)!r}: expected a folder with experiment.toml in it.")
+        return folder
+
+    def experiment(self) -> Experiment:
+        """Reads the resolved experiment."""
+        return load_experiment(self.experiment_file)
+
+    def experiment_hash(self) -> str:
+        """Hash of experiment.toml: a checkpoint belongs to one experiment."""
+        return hashlib.sha256(self.experiment_file.read_bytes()).hexdigest()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Reads metrics.jsonl."""
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines() if line.strip()]
+
+    def write_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replaces metrics.jsonl."""
+        text = "".join(json.dumps(_plain(line)) + "\n" for line in lines)
+        write_atomically(self.metrics_file, text)
+
+    def append_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to metrics.jsonl."""
+        with self.metrics_file.open("a") as file:
+            file.writelines(json.dumps(_plain(line)) + "\n" for line in lines)
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Writes one JSON file."""
+        write_atomically(self.path / name, json.dumps(_plain(value), indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads one JSON file of the run."""
+        return json.loads((self.path / name).read_text())
+
+
+def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
+    """Versions, devices and sources: what one needs to know to repeat the run. No secrets."""
+    return {
+        "ffalora_jax": metadata.version("ffalora_jax"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "git": _git_commit(),
+        "client_chunk": run.settings.chunk,
+        "block_size": run.blocks.size,
+        "model_source": run.loaded.source,
+        "weights_sha256": run.loaded.weights_sha256,
+        "data_source": run.dataset.source,
+        "reproducible": given_noise_seed,
+        "layers": sorted(run.model.shapes),
+    }
+
+
+def privacy(run: Prepared, rounds_done: int, given_noise_seed: bool) -> dict[str, Any]:
+    """The content of privacy.json after so many rounds."""
+    settings, plan = run.experiment.privacy, run.plan
+    local_steps = run.experiment.local_steps
+    spent = [plan.epsilons(client, rounds_done)[-1] for client in range(len(plan.clients))]
+    clients = [
+        {
+            "name": name,
+            "num_examples": one.sampling.num_examples,
+            "sampling_probability": one.sampling.probability,
+            "capacity": one.sampling.capacity,
+            "noise_multiplier": one.noise_multiplier,
+            "steps": rounds_done * local_steps,
+            "epsilon": None if plan.unit is None else epsilon,
+        }
+        for name, one, epsilon in zip(run.train_names, plan.clients, spent, strict=True)
+    ]
+    return {
+        "unit": plan.unit,
+        "neighbours": accounting.NEIGHBOURS if plan.unit else None,
+        "trust_model": run.mechanism.trust_model,
+        "statement": run.mechanism.statement,
+        "mechanism": settings.mechanism,
+        "accountant": settings.accountant if plan.unit else None,
+        "delta": settings.delta if plan.unit else None,
+        "epsilon": max(spent) if plan.unit else None,
+        "budget": settings.epsilon if plan.unit else None,
+        "clip_norm": settings.clip_norm if plan.unit else None,
+        "clients": clients,
+        "releasable": bool(plan.unit) and not given_noise_seed,
+        "release_note": _release_note(plan.unit, given_noise_seed),
+        "not_protected": list(NOT_PROTECTED),
+        "not_private_fields": list(NOT_PRIVATE_FIELDS),
+        "sampler": "floating-point Gaussian: for simulation, a release needs a secure sampler",
+        "warnings": list(plan.warnings),
+    }
+
+
+def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
+    """Bytes up and down after some rounds; ``participations`` counts each client's."""
+    up, down = message_bytes(run.state)
+    return {
+        "bytes_up_per_participation": up,
+        "bytes_down_per_participation": down,
+        "clients": [
+            {"name": name, "participations": int(n), "bytes_up": int(n) * up, "bytes_down": int(n) * down}
+            for name, n in zip(run.train_names, participations, strict=True)
+        ],
+        "bytes_up": int(participations.sum()) * up,
+        "bytes_down": int(participations.sum()) * down,
+        "bytes_total": int(participations.sum()) * (up + down),
+        "note": "float32 leaves as sent; the frozen factor follows from the public seed and is not sent",
+    }
+
+
+def message_bytes(state: RoundState) -> tuple[int, int]:
+    """Bytes one client sends and receives in a round: the server's trained leaves, each way."""
+    size = nbytes(state.adapters)
+    return size, size
+
+
+def _release_note(unit: str | None, given_noise_seed: bool) -> str:
+    if unit is None:
+        return "no privacy is claimed: treat the adapter like the data"
+    if given_noise_seed:
+        return (
+            "reproducible, not releasable: the noise seed was given by hand, and whoever knows it can take "
+            "the noise away; run again without noise_seed before anything leaves the house"
+        )
+    return "the noise came from fresh entropy that is kept only in checkpoints/: delete that folder to release"
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _plain(value: Any) -> Any:
+    """Turns arrays, tuples and non-finite numbers into what JSON has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | jax.Array):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,343 @@
+"""The loop around the compiled rounds: evaluate, account, save, stop. One call, one run folder."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ffalora_jax import adapters as leaves
+from ffalora_jax import rng
+from ffalora_jax.adapter_file import save_adapter
+from ffalora_jax.checkpoint import Checkpoints, Ledger
+from ffalora_jax.config import Experiment
+from ffalora_jax.errors import InputError
+from ffalora_jax.evaluate import evaluate, majority_accuracy, make_predictor
+from ffalora_jax.loaded_run import Run, load_run
+from ffalora_jax.prepare import Prepared, prepare
+from ffalora_jax.round import Keys, RoundInfo, RoundState
+from ffalora_jax.run_folder import RunFolder, communication, environment, message_bytes, privacy
+
+CALL_SECONDS = 4.0
+"""A call of rounds aims at this length, so that Ctrl-C takes effect within seconds."""
+
+
+class Event(NamedTuple):
+    """What an observer hears: a stage that begins, or a round that ended."""
+
+    stage: str
+    rounds_done: int = 0
+    rounds: int = 0
+    line: dict[str, Any] | None = None
+    """The round's line of metrics.jsonl."""
+    bytes_total: int = 0
+
+
+Observer = Callable[[Event], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came; the rounds of the call that ran are saved."""
+
+    def __init__(self, path: Path, rounds_done: int):
+        super().__init__(f"stopped after round {rounds_done}; go on with `ffalora resume {path}`")
+        self.path = path
+
+
+def simulate(
+    experiment: Experiment,
+    data: Any = None,
+    *,
+    model: nnx.Module | None = None,
+    out: str | Path | None = None,
+    observe: Observer = lambda event: None,
+) -> Run:
+    """Runs an experiment and leaves a run folder.
+
+    Args:
+        experiment: the settings.
+        data: examples in place of ``experiment.data``: anything ``as_dataset`` takes.
+        model: an NNX model of your own in place of ``experiment.model.name``.
+        out: folder to make; left out, ``runs/NAME``, numbered if that exists.
+        observe: is told every stage and round.
+
+    Returns:
+        The run: figures, and ``predict``.
+
+    Raises:
+        InputError: something given cannot be used; nothing is written then.
+        Interrupted: Ctrl-C; what was done is saved.
+    """
+    folder_path = Path(out) if out is not None else _free(Path("runs", experiment.name))
+    if folder_path.exists():
+        RunFolder.create(folder_path, experiment)  # raises, before minutes are spent
+    observe(Event("preparing data, model and noise"))
+    run = prepare(experiment, data, model)
+    folder = RunFolder.create(folder_path, experiment)
+    given = experiment.noise_seed
+    folder.write_json("environment.json", environment(run, given is not None))
+    ledger = Ledger(
+        rounds_done=0,
+        planned_rounds=experiment.rounds,
+        budget=experiment.privacy.epsilon if run.plan.unit else None,
+        noise_multipliers=tuple(client.noise_multiplier for client in run.plan.clients),
+        epsilon=0.0 if run.plan.unit else None,
+        noise_seed=rng.fresh_noise_seed() if given is None else given,
+        experiment=folder.experiment_hash(),
+        weights=run.loaded.weights_sha256,
+    )
+    return _train(run, folder, ledger, run.state, observe)
+
+
+def resume(
+    path: str | Path,
+    data: Any = None,
+    *,
+    model: nnx.Module | None = None,
+    rounds: int = 0,
+    epsilon: float | None = None,
+    observe: Observer = lambda event: None,
+) -> Run:
+    """Continues a run after a stop, to the same bits; or adds ``rounds`` to it.
+
+    The ledger is carried over: added rounds spend on top of what was spent, with the noise of the run.
+    ``epsilon`` raises the budget, which a run that ended as planned has used up.
+
+    Raises:
+        InputError: no run there, no checkpoint, or one of another experiment or other weights.
+    """
+    folder = RunFolder.open(path)
+    checkpoints = Checkpoints(folder.checkpoints)
+    try:
+        ledger = checkpoints.newest()
+        experiment = folder.experiment()
+        if ledger is None:
+            raise InputError(f"No checkpoint in {path}: start again with `ffalora run`.")
+        if ledger.experiment != folder.experiment_hash():
+            raise InputError(
+                f"The checkpoint in {path} belongs to another experiment than its experiment.toml: put "
+                "the file back as it was, or start a new run."
+            )
+        if rounds < 0:
+            raise InputError(f"Expected --rounds >= 0, got {rounds}.")
+        ledger = ledger._replace(
+            planned_rounds=ledger.planned_rounds + rounds,
+            budget=ledger.budget if epsilon is None else epsilon,
+        )
+        if ledger.rounds_done >= ledger.planned_rounds:
+            observe(Event(f"the run has all its {ledger.planned_rounds} rounds: nothing to do"))
+            return load_run(path)
+        observe(Event("preparing data, model and noise"))
+        planned = experiment.replace(
+            rounds=ledger.planned_rounds, **{"privacy.epsilon": ledger.budget or experiment.privacy.epsilon}
+        )
+        run = prepare(planned, data, model, ledger.noise_multipliers)
+        if run.loaded.weights_sha256 != ledger.weights:
+            raise InputError(
+                f"The backbone's weights have sha256 {run.loaded.weights_sha256[:12]}..., the run was made "
+                f"with {ledger.weights[:12]}...: put the same checkpoint there."
+            )
+        state = checkpoints.restore(run.state, ledger)
+    finally:
+        checkpoints.close()
+    return _train(run, folder, ledger, state, observe)
+
+
+def _train(
+    run: Prepared, folder: RunFolder, ledger: Ledger, state: RoundState, observe: Observer
+) -> Run:
+    """Runs the rounds that are left, in calls of a few seconds."""
+    last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
+    given_seed = folder.read_json("environment.json")["reproducible"]
+    epsilons = _largest_epsilons(run, last)
+    book = _Book(run, folder, epsilons, given_seed, ledger.rounds_done)
+    keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(ledger.noise_seed))
+    predict = make_predictor(run.model.apply)
+    checkpoints = Checkpoints(folder.checkpoints)
+    if ledger.rounds_done < last:
+        observe(Event("compiling the round"))
+        arguments = (keys, state, run.frozen, run.data, run.numbers, jnp.int32(1))
+        # Compiled ahead of time: an executable cannot be traced again, whatever the later calls hold.
+        rounds_call = run.rounds().lower(*arguments).compile()
+    done, seconds_a_round = ledger.rounds_done, CALL_SECONDS
+    with _stop_flag() as stopped:
+        observe(Event("rounds", done, ledger.planned_rounds, bytes_total=book.bytes_total))
+        while done < last and not stopped.is_set():
+            count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
+            begin = time.perf_counter()
+            state, infos = rounds_call(keys, state, run.frozen, run.data, run.numbers, jnp.int32(count))
+            jax.block_until_ready(state)
+            seconds_a_round = (time.perf_counter() - begin) / count
+            lines = book.lines(infos, done, count, seconds_a_round)
+            done += count
+            if done % run.experiment.evaluate_every == 0 or done == last:
+                lines[-1] |= _validation(run, predict, state)
+            if done == last:
+                observe(Event("evaluating on the test part", done, ledger.planned_rounds))
+                lines[-1] |= _test(run, predict, state)
+            folder.append_metrics(lines)
+            ledger = ledger._replace(rounds_done=done, epsilon=epsilons[done])
+            checkpoints.save(state, ledger)
+            book.write(done)
+            for line in lines:
+                observe(Event("rounds", line["round_index"] + 1, ledger.planned_rounds, line, book.bytes_total))
+    checkpoints.close()
+    _save_adapter(run, folder, state)
+    book.write(done)
+    if done < last:
+        raise Interrupted(folder.path, done)
+    if done < ledger.planned_rounds:
+        observe(Event(f"stopped: round {done + 1} would pass the privacy budget of {ledger.budget:g}"))
+    return load_run(folder.path)
+
+
+class _Book:
+    """Keeps the figures of a run and writes privacy.json and communication.json."""
+
+    def __init__(self, run: Prepared, folder: RunFolder, epsilons, given_seed: bool, done: int):
+        self.run, self.folder, self.epsilons, self.given_seed = run, folder, epsilons, given_seed
+        kept = [line for line in folder.metrics() if line["round_index"] < done]
+        for line in kept:
+            for name in ("test_accuracy", "test_accuracy_per_client", "majority_accuracy"):
+                line.pop(name, None)
+        folder.write_metrics(kept)
+        count = len(run.plan.clients)
+        self.participations = np.zeros(count, int)
+        for line in kept:
+            self.participations[line["participants"]] += 1
+        self.up, self.down = message_bytes(run.state)
+
+    @property
+    def bytes_total(self) -> int:
+        return int(self.participations.sum()) * (self.up + self.down)
+
+    def lines(self, infos: RoundInfo, done: int, count: int, seconds: float) -> list[dict[str, Any]]:
+        """Returns one line of metrics.jsonl for each round of a call."""
+        infos = jax.tree.map(np.asarray, infos)
+        found = []
+        for index in range(count):
+            took_part = np.flatnonzero(infos.took_part[index])
+            clip = jax.tree.map(lambda leaf: float(leaf[index].sum()), infos.facts.clip)  # noqa: B023
+            drawn = max(clip.num_real, 1.0)
+            self.participations[took_part] += 1
+            found.append(
+                {
+                    "round_index": done + index,
+                    "accuracy": None,
+                    "loss": clip.loss_sum / drawn,
+                    "epsilon": self.epsilons[done + index + 1],
+                    "bytes_up": len(took_part) * self.up,
+                    "bytes_down": len(took_part) * self.down,
+                    "seconds": seconds,
+                    "participants": took_part.tolist(),
+                    "update_norm": float(infos.update_norm[index]),
+                    "client_update_norms": infos.facts.update_norm[index].tolist(),
+                    "clipped_share": clip.num_clipped / drawn,
+                    "gradient_norm": clip.norm_sum / drawn,
+                    "drawn": int(clip.num_real),
+                    "broken": int(clip.num_broken),
+                }
+            )
+        return found
+
+    def write(self, done: int) -> None:
+        self.folder.write_json("privacy.json", privacy(self.run, done, self.given_seed))
+        self.folder.write_json("communication.json", communication(self.run, self.participations))
+
+
+def _largest_epsilons(run: Prepared, rounds: int) -> list[float | None]:
+    """Epsilon after each round, the largest over the clients; None without privacy."""
+    if run.plan.unit is None:
+        return [None] * (rounds + 1)
+    curves = [run.plan.epsilons(client, rounds) for client in range(len(run.plan.clients))]
+    return [max(values) for values in zip(*curves, strict=True)]
+
+
+def _rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: float) -> int:
+    until_evaluation = evaluate_every - done % evaluate_every
+    affordable = max(1, int(CALL_SECONDS / max(seconds_a_round, 1e-4)))
+    return min(until_evaluation, last - done, affordable)
+
+
+def _validation(run: Prepared, predict: Callable, state: RoundState) -> dict[str, Any]:
+    most = run.experiment.max_validation
+    parts = [_subset(rows, most, run.experiment.seed, k) for k, rows in enumerate(run.owners.validation)]
+    scores = evaluate(predict, run.frozen, state, run.tokens, run.dataset.labels, parts)
+    if scores is None:
+        return {}
+    return {
+        "accuracy": scores.accuracy,
+        "accuracy_per_client": list(scores.per_client),
+        "validation_loss": scores.loss,
+    }
+
+
+def _test(run: Prepared, predict: Callable, state: RoundState) -> dict[str, Any]:
+    labels, owners = run.dataset.labels, run.owners
+    scores = evaluate(predict, run.frozen, state, run.tokens, labels, owners.test)
+    if scores is None:
+        return {"test_accuracy": None, "majority_accuracy": None, "test_accuracy_per_client": None}
+    return {
+        "test_accuracy": scores.accuracy,
+        "majority_accuracy": majority_accuracy(labels, owners.train, owners.test),
+        "test_accuracy_per_client": dict(zip(owners.names, scores.per_client, strict=True)),
+    }
+
+
+def _subset(rows: np.ndarray, most: int, seed: int, client: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    draw = rng.numpy_rng(seed, rng.Purpose.VALIDATION, client)
+    return np.sort(draw.choice(rows, most, replace=False))
+
+
+def _save_adapter(run: Prepared, folder: RunFolder, state: RoundState) -> None:
+    settings = run.experiment.method
+    config = {
+        "method": settings.name,
+        "rank": settings.rank,
+        "lora_alpha": settings.lora_alpha,
+        "scaling": run.model.scaling,
+        "layers": sorted(run.model.shapes),
+        "class_names": list(run.dataset.class_names),
+        "client_names": list(run.train_names),
+        "weights_sha256": run.loaded.weights_sha256,
+    }
+    shared = leaves.merge(run.frozen.adapters, state.adapters)
+    save_adapter(folder.path / "adapter", shared, state.personal, config)
+
+
+def _free(path: Path) -> Path:
+    """Returns the path, or the first of path-2, path-3, ... that does not exist."""
+    numbered: Sequence[Path] = [path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))]
+    return next(candidate for candidate in numbered if not candidate.exists())
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C or SIGTERM into a flag; a second one interrupts at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, frame):
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
