@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ffalora_jax.prepare import load_dataset
     from ffalora_jax.pretrained import load_pretrained
     from ffalora_jax.report import write_report
-    from ffalora_jax.simulate import resume, simulate
+    from ffalora_jax.simulation import resume, simulate
 
 _HOMES = {
     "config": (
@@ -44,7 +44,7 @@ _HOMES = {
     "prepare": ("load_dataset",),
     "pretrained": ("load_pretrained",),
     "report": ("write_report",),
-    "simulate": ("resume", "simulate"),
+    "simulation": ("resume", "simulate"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

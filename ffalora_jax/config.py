@@ -16,6 +16,7 @@ HEADS = ("frozen", "trained", "personal")
 COHORT_SAMPLINGS = ("fixed", "poisson")
 PARTITIONS = ("natural", "iid", "proportions", "dirichlet", "quantity")
 ACCOUNTANTS = ("pld", "rdp")
+DEFAULT_EPSILON = 6.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,10 @@ class PrivacyConfig:
     mechanism: Annotated[str, Doc("dp_sgd, or none (from `ffalora list mechanisms`)")] = "dp_sgd"
     epsilon: Annotated[
         float | None,
-        Doc("budget per client over the whole run; without noise_multiplier it sets the noise"),
+        Doc(
+            "budget per client over the whole run; without noise_multiplier it sets the noise "
+            "(unset, both: 6)"
+        ),
     ] = None
     noise_multiplier: Annotated[
         float | None, Doc("noise stddev on the summed gradients, in units of clip_norm")
@@ -146,7 +150,7 @@ class PrivacyConfig:
         "pld"
     )
     capacity: Annotated[
-        int | None, Doc("most examples a draw may hold; unset: batch_size + 4 sqrt(batch_size)")
+        int | None, Doc("most examples a draw may hold; unset: batch_size + 6 sqrt(batch_size)")
     ] = None
 
     def __post_init__(self):
@@ -175,6 +179,13 @@ class PrivacyConfig:
     def is_private(self) -> bool:
         """Whether anything is promised at all."""
         return self.mechanism != "none"
+
+    @property
+    def budget(self) -> float | None:
+        """Epsilon that may be spent: as given; 6 if neither it nor the noise is; None for noise alone."""
+        if self.epsilon is None and self.noise_multiplier is None:
+            return DEFAULT_EPSILON
+        return self.epsilon
 
 
 @dataclass(frozen=True)
@@ -227,12 +238,6 @@ class Experiment:
             raise InputError(
                 f"Expected client_chunk to be auto or a number >= 1, got {self.client_chunk!r}."
             )
-        privacy = self.privacy
-        if privacy.is_private and privacy.epsilon is None and privacy.noise_multiplier is None:
-            raise InputError(
-                "Expected privacy.epsilon or privacy.noise_multiplier, got neither: say e.g. "
-                "--privacy.epsilon 6, or --privacy.mechanism none for a run without privacy."
-            )
 
     def replace(self, **changes) -> "Experiment":
         """Returns a copy with settings changed; dotted names as ``**{"privacy.epsilon": 3}``."""
@@ -243,6 +248,13 @@ class Experiment:
                 value = dataclasses.replace(getattr(result, table), **{setting: value})
             result = dataclasses.replace(result, **{table or setting: value})
         return result
+
+
+    def resolved(self) -> "Experiment":
+        """Returns a copy in which what was left open stands as it was used."""
+        if not self.privacy.is_private:
+            return self
+        return self.replace(**{"privacy.epsilon": self.privacy.budget})
 
 
 def _is_count(text: str) -> bool:

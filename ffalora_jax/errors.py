@@ -9,10 +9,6 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the command line prints it as one line and ends with 2."""
 
 
-class BudgetSpent(Exception):
-    """The run stopped before its planned rounds because the next one would pass the privacy budget."""
-
-
 def positive(**values: float | None) -> None:
     """Raises InputError unless every given value is a finite number above zero (None passes)."""
     for name, value in values.items():

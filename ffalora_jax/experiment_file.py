@@ -121,6 +121,7 @@ def _write(container, config, comments: bool) -> None:
             if comments:
                 container.add(tomlkit.comment(f"{name} =   # {setting.help}"))
         else:
-            container.add(name, value)
+            item = tomlkit.item(value)
             if comments:
-                container.value.item(name).comment(setting.help)
+                item.comment(setting.help)
+            container.add(name, item)

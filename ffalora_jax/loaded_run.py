@@ -55,6 +55,11 @@ class Run:
         """Seconds in the rounds, compilation and evaluation aside."""
         return sum(line["seconds"] for line in self.metrics)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the logits."""
+        return self._model.class_names
+
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, client: str | None = None) -> list[Prediction]:
         """Classifies texts with the run's model.
 

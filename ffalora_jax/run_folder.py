@@ -21,6 +21,7 @@ from ffalora_jax.cache import write_atomically
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import load_experiment, to_toml
+from ffalora_jax.partition import class_table
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundState
 
@@ -62,7 +63,7 @@ class RunFolder:
             path.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"Cannot make folder {str(path)!r}: {error.strerror}.") from None
-        write_atomically(folder.experiment_file, to_toml(experiment.replace(noise_seed=None)))
+        write_atomically(folder.experiment_file, to_toml(experiment.resolved().replace(noise_seed=None)))
         folder.metrics_file.touch()
         return folder
 
@@ -129,7 +130,9 @@ def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
     }
 
 
-def privacy(run: Prepared, rounds_done: int, given_noise_seed: bool) -> dict[str, Any]:
+def privacy(
+    run: Prepared, rounds_done: int, planned_rounds: int, given_noise_seed: bool
+) -> dict[str, Any]:
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
     local_steps = run.experiment.local_steps
@@ -155,8 +158,11 @@ def privacy(run: Prepared, rounds_done: int, given_noise_seed: bool) -> dict[str
         "accountant": settings.accountant if plan.unit else None,
         "delta": settings.delta if plan.unit else None,
         "epsilon": max(spent) if plan.unit else None,
-        "budget": settings.epsilon if plan.unit else None,
+        "budget": settings.budget if plan.unit else None,
         "clip_norm": settings.clip_norm if plan.unit else None,
+        "rounds": rounds_done,
+        "planned_rounds": planned_rounds,
+        "stopped_at_budget": rounds_done == plan.rounds_within_budget < planned_rounds,
         "clients": clients,
         "releasable": bool(plan.unit) and not given_noise_seed,
         "release_note": _release_note(plan.unit, given_noise_seed),
@@ -182,6 +188,18 @@ def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
         "bytes_total": int(participations.sum()) * (up + down),
         "note": "float32 leaves as sent; the frozen factor follows from the public seed and is not sent",
     }
+
+
+def partition_table(run: Prepared) -> dict[str, Any]:
+    """Examples per class at each site: for the report's picture; not private."""
+    owners = run.owners
+    owned = [np.concatenate(parts) for parts in zip(owners.train, owners.validation, owners.test, strict=True)]
+    table = class_table(run.dataset, owned)
+    clients = [
+        {"name": name, "examples_per_class": row.tolist(), "train": len(a), "validation": len(b), "test": len(c)}
+        for name, row, a, b, c in zip(owners.names, table, *owners[1:], strict=True)
+    ]
+    return {"class_names": list(run.dataset.class_names), "clients": clients}
 
 
 def message_bytes(state: RoundState) -> tuple[int, int]:

@@ -46,7 +46,7 @@ def build(experiment: Experiment) -> Mechanism:
             return [0.0, *curve(_priced_as(draws[client], draws), multipliers[client], rounds)]
 
         affordable = schedule.rounds
-        if settings.epsilon is not None and not calibrated:
+        if settings.budget is not None and not calibrated:
             affordable = min(
                 _affordable_rounds(draw, sigma, schedule, settings)
                 for draw, sigma in {(_priced_as(d, draws), s) for d, s in zip(draws, multipliers, strict=True)}
@@ -64,8 +64,9 @@ def build(experiment: Experiment) -> Mechanism:
         private_grad,
         clip_norm=settings.clip_norm,
         statement=(
-            "Every single training example at a client is protected: whoever sees all that a client "
-            "ever sends, and the final model, can hardly tell whether that example was there."
+            "Every single training example at a client is protected: whoever sees all that the client "
+            "ever sends, and the final model, learns only a bounded amount (epsilon) about whether that "
+            "example was there."
         ),
         trust_model=(
             "honest-but-curious server, the other clients and everyone after them; each client is "
@@ -94,7 +95,7 @@ def _multipliers(draws, steps, settings) -> list[float]:
     groups = set(draws)
     if len(groups) > MOST_GROUPS:
         groups = {min(groups, key=lambda draw: draw.num_examples)}
-    needed = {d: accounting.noise_for(d, settings.epsilon, steps, settings.delta) for d in groups}
+    needed = {d: accounting.noise_for(d, settings.budget, steps, settings.delta) for d in groups}
     return [needed.get(draw, max(needed.values())) for draw in draws]
 
 
@@ -116,7 +117,7 @@ def _affordable_rounds(draw, noise_multiplier, schedule, settings) -> int:
     def inside(rounds):
         steps = rounds * schedule.local_steps
         spent = accounting.epsilon_of(draw, noise_multiplier, steps, settings.delta)
-        return spent <= settings.epsilon
+        return spent <= settings.budget
 
     low, high = 0, schedule.rounds
     while low < high:

@@ -22,8 +22,16 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import evaluate, majority_accuracy, make_predictor
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.prepare import Prepared, prepare
+from ffalora_jax.report import write_report
 from ffalora_jax.round import Keys, RoundInfo, RoundState
-from ffalora_jax.run_folder import RunFolder, communication, environment, message_bytes, privacy
+from ffalora_jax.run_folder import (
+    RunFolder,
+    communication,
+    environment,
+    message_bytes,
+    partition_table,
+    privacy,
+)
 
 CALL_SECONDS = 4.0
 """A call of rounds aims at this length, so that Ctrl-C takes effect within seconds."""
@@ -80,13 +88,19 @@ def simulate(
         RunFolder.create(folder_path, experiment)  # raises, before minutes are spent
     observe(Event("preparing data, model and noise"))
     run = prepare(experiment, data, model)
+    if run.plan.rounds_within_budget == 0:
+        raise InputError(
+            f"One round alone would pass the budget of epsilon {experiment.privacy.budget}: raise "
+            "privacy.epsilon or privacy.noise_multiplier."
+        )
     folder = RunFolder.create(folder_path, experiment)
     given = experiment.noise_seed
     folder.write_json("environment.json", environment(run, given is not None))
+    folder.write_json("partition.json", partition_table(run))
     ledger = Ledger(
         rounds_done=0,
         planned_rounds=experiment.rounds,
-        budget=experiment.privacy.epsilon if run.plan.unit else None,
+        budget=experiment.privacy.budget if run.plan.unit else None,
         noise_multipliers=tuple(client.noise_multiplier for client in run.plan.clients),
         epsilon=0.0 if run.plan.unit else None,
         noise_seed=rng.fresh_noise_seed() if given is None else given,
@@ -157,7 +171,7 @@ def _train(
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
     given_seed = folder.read_json("environment.json")["reproducible"]
     epsilons = _largest_epsilons(run, last)
-    book = _Book(run, folder, epsilons, given_seed, ledger.rounds_done)
+    book = _Book(run, folder, epsilons, given_seed, ledger)
     keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(ledger.noise_seed))
     predict = make_predictor(run.model.apply)
     checkpoints = Checkpoints(folder.checkpoints)
@@ -186,24 +200,28 @@ def _train(
             ledger = ledger._replace(rounds_done=done, epsilon=epsilons[done])
             checkpoints.save(state, ledger)
             book.write(done)
+            sent = book.bytes_total - sum(line["bytes_up"] + line["bytes_down"] for line in lines)
             for line in lines:
-                observe(Event("rounds", line["round_index"] + 1, ledger.planned_rounds, line, book.bytes_total))
+                sent += line["bytes_up"] + line["bytes_down"]
+                observe(Event("rounds", line["round_index"] + 1, ledger.planned_rounds, line, sent))
     checkpoints.close()
     _save_adapter(run, folder, state)
     book.write(done)
+    finished = load_run(folder.path)
+    if finished.metrics:
+        write_report([finished], folder.report)
     if done < last:
         raise Interrupted(folder.path, done)
-    if done < ledger.planned_rounds:
-        observe(Event(f"stopped: round {done + 1} would pass the privacy budget of {ledger.budget:g}"))
-    return load_run(folder.path)
+    return finished
 
 
 class _Book:
     """Keeps the figures of a run and writes privacy.json and communication.json."""
 
-    def __init__(self, run: Prepared, folder: RunFolder, epsilons, given_seed: bool, done: int):
+    def __init__(self, run: Prepared, folder: RunFolder, epsilons, given_seed: bool, ledger: Ledger):
         self.run, self.folder, self.epsilons, self.given_seed = run, folder, epsilons, given_seed
-        kept = [line for line in folder.metrics() if line["round_index"] < done]
+        self.planned = ledger.planned_rounds
+        kept = [line for line in folder.metrics() if line["round_index"] < ledger.rounds_done]
         for line in kept:
             for name in ("test_accuracy", "test_accuracy_per_client", "majority_accuracy"):
                 line.pop(name, None)
@@ -248,7 +266,9 @@ class _Book:
         return found
 
     def write(self, done: int) -> None:
-        self.folder.write_json("privacy.json", privacy(self.run, done, self.given_seed))
+        self.folder.write_json(
+            "privacy.json", privacy(self.run, done, self.planned, self.given_seed)
+        )
         self.folder.write_json("communication.json", communication(self.run, self.participations))
 
 

@@ -1,0 +1,273 @@
+"""The command ``ffalora``. Parses, calls, prints; every failure a user can cause is one line and code 2.
+
+Imports nothing heavy before it knows what is asked: ``ffalora --help`` and ``ffalora privacy`` load no JAX.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from ffalora_jax._version import __version__
+from ffalora_jax.errors import InputError, nearest
+
+DONE, FAILED, BAD_INPUT, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+
+HELP = f"""ffalora {__version__}: differentially private federated LoRA fine-tuning, simulated fast
+
+usage: ffalora COMMAND ...
+
+  run [EXPERIMENT.toml] [--method.name ffa_lora --privacy.epsilon 6 ...] [--out runs/NAME]
+                            train; without a file, the settings of `ffalora init`
+  resume RUN [--rounds N] [--epsilon E]
+                            go on after a stop, to the same result; or add N rounds
+  predict RUN --input F [--text COLUMN] [--client NAME] [--json]
+                            label new texts (CSV, or one text a line)
+  evaluate RUN [--data.name csv --data.path F ...] [--json]
+                            accuracy of a run's model on labelled data
+  report RUN [RUN ...] [--out FILE.html]
+                            one page of tables and curves; several runs are compared
+  privacy --num-examples N --batch-size B --steps T (--epsilon E | --noise-multiplier S)
+                            epsilon from noise, or noise from epsilon; no JAX needed
+  list methods|mechanisms|inits|models|datasets
+                            the names there are
+  init                      print a commented experiment with every setting
+
+`ffalora COMMAND --help` says more. Start: ffalora run --model.name tiny --data.name synthetic
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return DONE
+    if arguments[0] == "--version":
+        print(__version__)
+        return DONE
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise InputError(f"No command {command!r}: there are {known}.{nearest(command, COMMANDS)}")
+        return COMMANDS[command](rest)
+    except InputError as error:
+        print(f"ffalora: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt as error:
+        print(f"ffalora: {error or 'interrupted before anything was saved'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return DONE
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse, with our form of error."""
+
+    def error(self, message: str):
+        raise InputError(f"{message[:1].upper()}{message[1:]}: see `{self.prog} --help`.")
+
+
+def _parser(command: str, description: str) -> _Parser:
+    return _Parser(prog=f"ffalora {command}", description=description, allow_abbrev=False)
+
+
+def _run(arguments: list[str]) -> int:
+    from ffalora_jax import flags
+
+    experiment, out = flags.read_run(arguments)
+    _use_jax()
+    from ffalora_jax import console, simulation
+
+    with console.progress() as observe:
+        run = simulation.simulate(experiment, out=out, observe=observe)
+    return _finish(run)
+
+
+def _resume(arguments: list[str]) -> int:
+    parser = _parser("resume", "Go on with a run, to the same bits as if it had not stopped.")
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds to add to those planned")
+    parser.add_argument("--epsilon", type=float, help="a larger privacy budget, for added rounds")
+    parser.add_argument("--data.path", dest="data_path", help="where the data lies now, if it was moved")
+    asked = parser.parse_args(arguments)
+    _use_jax()
+    from ffalora_jax import console, simulation
+
+    with console.progress() as observe:
+        run = simulation.resume(
+            asked.run, rounds=asked.rounds, epsilon=asked.epsilon, observe=observe
+        )
+    return _finish(run)
+
+
+def _finish(run) -> int:
+    from ffalora_jax import console
+
+    console.show_run(run)
+    if run.privacy["stopped_at_budget"]:
+        print(
+            f"ffalora: stopped after round {run.privacy['rounds']} of {run.privacy['planned_rounds']}: the "
+            f"next one would pass the privacy budget of {run.privacy['budget']:g}. To go on: "
+            f"ffalora resume {run.path} --epsilon LARGER",
+            file=sys.stderr,
+        )
+        return BUDGET
+    return DONE
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = _parser("predict", "Label new texts with a run's model; prints label and probabilities.")
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("--input", required=True, help="CSV with a header, or any other file: a text a line")
+    parser.add_argument("--text", help="CSV: column with the text (default: the run's)")
+    parser.add_argument("--text-pair", help="CSV: column with the second text, for runs on pairs")
+    parser.add_argument("--client", help="whose personal leaves to use, if the run has some")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of a table")
+    asked = parser.parse_args(arguments)
+    _use_jax()
+    from ffalora_jax.loaded_run import load_run
+    from ffalora_jax.predict import read_texts
+
+    run = load_run(asked.run)
+    data = run.experiment.data
+    texts, pairs = read_texts(asked.input, asked.text or data.text, asked.text_pair or data.text_pair)
+    found = run.predict(texts, pairs, asked.client)
+    if asked.json:
+        print(json.dumps({"predictions": [one._asdict() for one in found]}))
+    else:
+        names = list(found[0].probabilities)
+        print("\t".join(["label", *(f"p({name})" for name in names)]))
+        for one in found:
+            print("\t".join([one.label, *(f"{one.probabilities[name]:.4f}" for name in names)]))
+    return DONE
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from ffalora_jax import flags
+
+    asked = flags.read_evaluate(arguments)
+    _use_jax()
+    from ffalora_jax.loaded_run import load_run
+    from ffalora_jax.predict import evaluate_run
+
+    found = evaluate_run(load_run(asked.run), asked.data, asked.client)
+    if asked.json:
+        print(json.dumps(found))
+    else:
+        print(f"accuracy {found['accuracy']:.4f} on {found['num_examples']} examples")
+        for name, one in found["per_class"].items():
+            print(f"  {name}: {one['accuracy']:.4f} of {one['num_examples']}")
+    return DONE
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _parser("report", "Write one self-contained HTML page about a run, or comparing several.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first is shown in full")
+    parser.add_argument("--out", help="file to write (default: report.html in the first run's folder)")
+    asked = parser.parse_args(arguments)
+    from ffalora_jax.loaded_run import load_run
+    from ffalora_jax.report import write_report
+
+    runs = [load_run(path) for path in asked.runs]
+    print(write_report(runs, asked.out or runs[0].folder.report))
+    return DONE
+
+
+def _privacy(arguments: list[str]) -> int:
+    from ffalora_jax import accounting
+
+    parser = _parser(
+        "privacy",
+        "What Poisson-sampled DP-SGD costs: epsilon from a noise multiplier, or the other way round.",
+    )
+    parser.add_argument("--num-examples", type=int, required=True, help="examples of one client")
+    parser.add_argument("--batch-size", type=int, required=True, help="expected examples in a draw")
+    parser.add_argument("--steps", type=int, required=True, help="rounds x local steps, over the whole run")
+    parser.add_argument("--epsilon", type=float, help="budget; asks for the noise multiplier")
+    parser.add_argument("--noise-multiplier", type=float, help="noise stddev / clip norm; asks for epsilon")
+    parser.add_argument("--delta", type=float, default=1e-5, help="default 1e-5")
+    parser.add_argument("--accountant", choices=("pld", "rdp"), default="pld", help="pld is tighter")
+    parser.add_argument("--capacity", type=int, help="most examples in a draw, as runs cap it; default uncapped")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    asked = parser.parse_args(arguments)
+    if (asked.epsilon is None) == (asked.noise_multiplier is None):
+        raise InputError("Expected exactly one of --epsilon and --noise-multiplier: give the one you know.")
+    draw = accounting.sampling(asked.num_examples, asked.batch_size, asked.capacity)
+    if asked.steps < 1:
+        raise InputError(f"Expected --steps >= 1, got {asked.steps}.")
+    warning = accounting.check_delta(asked.delta, asked.num_examples)
+    sums = (asked.steps, asked.delta, asked.accountant)
+    sigma = asked.noise_multiplier or accounting.noise_for(draw, asked.epsilon, *sums)
+    answer = {
+        "epsilon": accounting.epsilon_of(draw, sigma, *sums),
+        "delta": asked.delta,
+        "noise_multiplier": sigma,
+        "sampling_probability": draw.probability,
+        "steps": asked.steps,
+        "accountant": asked.accountant,
+        "neighbours": accounting.NEIGHBOURS,
+    }
+    if asked.json:
+        print(json.dumps(answer))
+    else:
+        for name, value in answer.items():
+            print(f"{name:21} {value:.6g}" if isinstance(value, float) else f"{name:21} {value}")
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    return DONE
+
+
+def _list(arguments: list[str]) -> int:
+    from ffalora_jax import registry
+
+    parser = _parser("list", "Print the names on a shelf, one a line.")
+    parser.add_argument("shelf", choices=sorted(registry.SHELVES))
+    asked = parser.parse_args(arguments)
+    print("\n".join(registry.available(asked.shelf)))
+    return DONE
+
+
+def _init(arguments: list[str]) -> int:
+    parser = _parser("init", "Print a commented experiment with every setting: ffalora init > my.toml")
+    parser.parse_args(arguments)
+    from ffalora_jax.config import Experiment
+    from ffalora_jax.experiment_file import to_toml
+
+    print(to_toml(Experiment(), comments=True), end="")
+    return DONE
+
+
+def _use_jax() -> None:
+    """Sets what the command wants of JAX: compiled programs kept between runs, few messages."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    from ffalora_jax.cache import folder
+
+    jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
+
+
+COMMANDS = {
+    "run": _run,
+    "resume": _resume,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "report": _report,
+    "privacy": _privacy,
+    "list": _list,
+    "init": _init,
+}
+
+
+def entry() -> None:
+    """Entry point of the installed script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

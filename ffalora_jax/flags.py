@@ -1,0 +1,116 @@
+"""Command-line flags over the same dataclasses as the TOML; tyro parses, mistakes become one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+from typing_extensions import Doc
+
+from ffalora_jax.config import DataConfig, Experiment
+from ffalora_jax.errors import InputError, nearest
+from ffalora_jax.experiment_file import load_experiment, settings
+
+
+def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
+    """Reads ``[EXPERIMENT.toml] [--setting value ...] [--out DIR]``; flags override the file.
+
+    Raises:
+        InputError: as ``load_experiment``; an unknown flag (suggests the nearest) or a value of another type.
+    """
+    file, out, rest = None, None, list(arguments)
+    if rest and not rest[0].startswith("-"):
+        file = rest.pop(0)
+    if "--out" in rest:
+        place = rest.index("--out")
+        if place + 1 >= len(rest):
+            raise InputError("Expected a folder after --out.")
+        out = rest[place + 1]
+        del rest[place : place + 2]
+    start = Experiment() if file is None else load_experiment(file)
+    description = (
+        "Train one model over many sites. [EXPERIMENT.toml] comes first, if any; every setting can be "
+        "given as a flag. --out DIR: the run folder (default runs/NAME)."
+    )
+    return _parse(Experiment, start, rest, "ffalora run [EXPERIMENT.toml] [--out DIR]", description), out
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``ffalora evaluate`` is asked."""
+
+    run: Annotated[str, Doc("folder of the run")] = ""
+    client: Annotated[str | None, Doc("whose personal leaves to use, if the run has some")] = None
+    json: Annotated[bool, Doc("one JSON object on standard output")] = False
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def read_evaluate(arguments: list[str]) -> Evaluation:
+    """Reads ``RUN [--data.name csv --data.path F ...]``; what is not given is as in the run."""
+    if not arguments or arguments[0].startswith("-"):
+        if {"-h", "--help"} & set(arguments):
+            _parse(Evaluation, Evaluation(), ["--help"], "ffalora evaluate RUN", "Accuracy on labelled data.")
+        raise InputError("Expected a run folder: ffalora evaluate RUN [--data.name csv --data.path F].")
+    run, *rest = arguments
+    data = load_experiment(f"{run}/experiment.toml").data if "--help" not in rest else DataConfig()
+    start = Evaluation(run=run, data=data)
+    return _parse(Evaluation, start, rest, "ffalora evaluate RUN", "Accuracy on labelled data.")
+
+
+def _parse(cls: type, start: Any, arguments: list[str], prog: str, description: str) -> Any:
+    _check_names(cls, arguments)
+    shown, complaints = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaints):
+            return tyro.cli(cls, prog=prog, description=description, default=start, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            print(shown.getvalue(), end="")
+            sys.stdout.flush()
+            raise
+        raise InputError(_one_line(complaints.getvalue() or shown.getvalue())) from None
+
+
+def _check_names(cls: type, arguments: list[str]) -> None:
+    known = {f"--{name}" for name in _names(cls)}
+    for argument in arguments:
+        if not argument.startswith("--") or argument == "--help":
+            continue
+        name = argument.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+        positive = name.replace("--no_", "--", 1).replace(".no_", ".", 1)
+        if name not in known and positive not in known:
+            guess = nearest(name, known).replace("_", "-")
+            raise InputError(
+                f"No setting {argument.partition('=')[0]!r}.{guess} `ffalora run --help` lists them all."
+            )
+
+
+def _names(cls: type, prefix: str = "") -> list[str]:
+    found = []
+    for name, setting in settings(cls).items():
+        if dataclasses.is_dataclass(setting.kind):
+            found += _names(setting.kind, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def _one_line(text: str) -> str:
+    """Takes the frame off tyro's message: what stands before its first rule, and the argument's type."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip(" |│╭╮╰╯+") for line in text.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if re.search(r"[-─]{4,}", line):
+            parts.append([])
+        elif line:
+            parts[-1].append(line)
+    filled = [part for part in parts if part]
+    said = " ".join(next((p for p in filled if not p[0].endswith("error")), filled[0] if filled else []))
+    said = re.sub(r"^(Value error |Error parsing [\w.]+: (?=Expected|No ))+", "", said)
+    kind = next((p[1] for p in filled if p[0] == "Argument helptext:" and len(p) > 1), "")
+    return f"{said.rstrip('.')}{f': expected {kind}' if kind else ''} (see --help)."

@@ -1,0 +1,71 @@
+"""New texts and labelled data through a finished run: what ``predict`` and ``evaluate`` do."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ffalora_jax import registry
+from ffalora_jax.config import DataConfig
+from ffalora_jax.data import Dataset
+from ffalora_jax.data.csv import read as read_csv
+from ffalora_jax.errors import InputError
+from ffalora_jax.loaded_run import Run
+
+
+def read_texts(path: str | Path, text: str, text_pair: str | None) -> tuple[list[str], list[str] | None]:
+    """Reads texts (and second texts): columns of a CSV file, or the lines of any other.
+
+    Raises:
+        InputError: no such file, not UTF-8, no such column, nothing in it.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".csv":
+            columns = read_csv(path)
+            for name in filter(None, (text, text_pair)):
+                if name not in columns:
+                    there = ", ".join(map(repr, columns))
+                    raise InputError(f"No column {name!r} in {path}: there are {there}. Use --text COLUMN.")
+            texts, pairs = columns[text], columns[text_pair] if text_pair else None
+        else:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            texts, pairs = [line for line in lines if line.strip()], None
+    except OSError as error:
+        raise InputError(f"Cannot read {str(path)!r}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+    if not texts:
+        raise InputError(f"{path} holds no texts: expected at least one.")
+    return texts, pairs
+
+
+def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None) -> dict[str, Any]:
+    """Returns a run's accuracy on labelled data, in all and per class.
+
+    Raises:
+        InputError: the data cannot be read, or has classes that the run does not know.
+    """
+    if isinstance(data, DataConfig):
+        data = dataclasses.replace(data, client=None)
+        data = registry.lookup("datasets", data.name)(data, run.experiment.seed)
+    dataset: Dataset = data
+    truth = np.array([dataset.class_names[label] for label in dataset.labels])
+    known = run.class_names
+    strange = sorted(set(truth) - set(known))
+    if strange:
+        raise InputError(
+            f"Classes {', '.join(map(repr, strange))} are not among the run's: {', '.join(map(repr, known))}."
+        )
+    found = run.predict(dataset.inputs["text"], dataset.inputs.get("text_pair"), client)
+    right = np.array([one.label for one in found]) == truth
+    return {
+        "accuracy": float(right.mean()),
+        "num_examples": len(right),
+        "per_class": {
+            name: {"accuracy": float(right[truth == name].mean()), "num_examples": int((truth == name).sum())}
+            for name in known
+            if (truth == name).any()
+        },
+    }

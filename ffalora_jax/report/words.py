@@ -1,0 +1,161 @@
+"""The report's sentences and numbers, in words that need no knowledge of LoRA."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ffalora_jax.loaded_run import Run
+
+METHOD_NAMES = {
+    "ffa_lora": "FFA-LoRA",
+    "fedavg_lora": "plain LoRA (FedAvg)",
+    "freeze_b": "freeze B",
+    "local_only": "each site alone",
+    "centralized": "all data in one place",
+}
+
+
+class Row(NamedTuple):
+    """One run in the comparison table."""
+
+    label: str
+    accuracy: float | None
+    majority: float | None
+    epsilon: float | None
+    delta: float | None
+    bytes_per_client: float
+    bytes_total: int
+    seconds: float
+    rounds: int
+
+
+class Site(NamedTuple):
+    """One site in the table of sites."""
+
+    name: str
+    examples: int
+    accuracy: float | None
+    epsilon: float | None
+    noise_multiplier: float
+    bytes_total: int
+
+
+def percent(value: float | None) -> str:
+    """Formats a share."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Formats a real number."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def small(value: float) -> str:
+    """Formats a tiny probability: 1e-5."""
+    return f"{value:.3g}".replace("e-0", "e-")
+
+
+def size(count: float) -> str:
+    """Formats a number of bytes in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """Formats a time span."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def label(run: Run) -> str:
+    """Names a run by its method and its privacy."""
+    name = run.experiment.method.name
+    method = METHOD_NAMES.get(name, name)
+    return f"{method}, no privacy" if run.epsilon is None else f"{method}, epsilon {run.epsilon:.3g}"
+
+
+def row(run: Run) -> Row:
+    """Returns a run's line in the comparison."""
+    last, clients = run.metrics[-1], run.communication["clients"]
+    return Row(
+        label=label(run),
+        accuracy=last.get("test_accuracy"),
+        majority=last.get("majority_accuracy"),
+        epsilon=run.epsilon,
+        delta=run.privacy["delta"],
+        bytes_per_client=run.communication["bytes_total"] / len(clients),
+        bytes_total=run.communication["bytes_total"],
+        seconds=run.seconds,
+        rounds=len(run.metrics),
+    )
+
+
+def sites(run: Run) -> list[Site]:
+    """Returns a line for each site that trained."""
+    accuracies = run.metrics[-1].get("test_accuracy_per_client") or {}
+    sent = {one["name"]: one["bytes_up"] + one["bytes_down"] for one in run.communication["clients"]}
+    return [
+        Site(
+            one["name"],
+            one["num_examples"],
+            accuracies.get(one["name"]),
+            one["epsilon"],
+            one["noise_multiplier"],
+            sent[one["name"]],
+        )
+        for one in run.privacy["clients"]
+    ]
+
+
+def answer(run: Run) -> str:
+    """The whole result in one sentence."""
+    facts = row(run)
+    count = len(run.privacy["clients"])
+    who = "One place that holds all the data" if run.experiment.method.name == "centralized" else (
+        f"{_count_word(count)} sites that keep their texts to themselves" if count > 1 else "One site"
+    )
+    if facts.accuracy is None:
+        return f"{who} trained for {facts.rounds} rounds; the run has not reached its final evaluation."
+    gained = (
+        f"{who} trained one model that classifies {percent(facts.accuracy)} of unseen texts correctly, "
+        f"where always naming each site's commonest class gives {percent(facts.majority)}"
+    )
+    traffic = f"{size(facts.bytes_per_client)} sent and received per site"
+    if facts.epsilon is None:
+        return f"{gained}; nothing is protected by noise, and it cost {traffic}."
+    return (
+        f"{gained}; every single training text is protected with epsilon {facts.epsilon:.2f} "
+        f"(delta {small(facts.delta)}), and it cost {traffic}."
+    )
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """What the compared runs teach, as far as the figures say it."""
+    rows = {(run.experiment.method.name, run.epsilon is not None): row(run) for run in runs}
+    said = []
+    private, open_ = rows.get(("ffa_lora", True)), rows.get(("ffa_lora", False))
+    plain = rows.get(("fedavg_lora", True))
+    if private and open_ and private.accuracy is not None and open_.accuracy is not None:
+        cost = 100 * (open_.accuracy - private.accuracy)
+        said.append(f"Privacy cost {cost:.1f} points of accuracy.")
+    if private and plain and private.accuracy is not None and plain.accuracy is not None:
+        gain = 100 * (private.accuracy - plain.accuracy)
+        word = "more" if gain >= 0 else "less"
+        share = private.bytes_total / plain.bytes_total if plain.bytes_total else 1.0
+        said.append(
+            f"Under the same privacy FFA-LoRA sends {share:.0%} of what plain LoRA sends and reaches "
+            f"{abs(gain):.1f} points {word}."
+        )
+    said.append("These are single runs of one seed: differences of a few points may be chance.")
+    return " ".join(said)
+
+
+
+
+def _count_word(count: int) -> str:
+    words = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+    return words[count] if count < len(words) else f"{count:,}"
