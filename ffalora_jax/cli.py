@@ -79,7 +79,7 @@ def _run(arguments: list[str]) -> int:
     from ffalora_jax import flags
 
     experiment, out = flags.read_run(arguments)
-    _use_jax()
+    use_jax()
     from ffalora_jax import console, simulation
 
     with console.progress() as observe:
@@ -94,12 +94,18 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument("--epsilon", type=float, help="a larger privacy budget, for added rounds")
     parser.add_argument("--data.path", dest="data_path", help="where the data lies now, if it was moved")
     asked = parser.parse_args(arguments)
-    _use_jax()
+    use_jax()
     from ffalora_jax import console, simulation
+    from ffalora_jax.prepare import load_dataset
+    from ffalora_jax.run_folder import RunFolder
 
+    data = None
+    if asked.data_path is not None:
+        experiment = RunFolder.open(asked.run).experiment()
+        data = load_dataset(experiment.replace(**{"data.path": asked.data_path}))
     with console.progress() as observe:
         run = simulation.resume(
-            asked.run, rounds=asked.rounds, epsilon=asked.epsilon, observe=observe
+            asked.run, data, rounds=asked.rounds, epsilon=asked.epsilon, observe=observe
         )
     return _finish(run)
 
@@ -128,7 +134,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--client", help="whose personal leaves to use, if the run has some")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of a table")
     asked = parser.parse_args(arguments)
-    _use_jax()
+    use_jax()
     from ffalora_jax.loaded_run import load_run
     from ffalora_jax.predict import read_texts
 
@@ -150,7 +156,7 @@ def _evaluate(arguments: list[str]) -> int:
     from ffalora_jax import flags
 
     asked = flags.read_evaluate(arguments)
-    _use_jax()
+    use_jax()
     from ffalora_jax.loaded_run import load_run
     from ffalora_jax.predict import evaluate_run
 
@@ -201,7 +207,9 @@ def _privacy(arguments: list[str]) -> int:
         raise InputError(f"Expected --steps >= 1, got {asked.steps}.")
     warning = accounting.check_delta(asked.delta, asked.num_examples)
     sums = (asked.steps, asked.delta, asked.accountant)
-    sigma = asked.noise_multiplier or accounting.noise_for(draw, asked.epsilon, *sums)
+    sigma = asked.noise_multiplier
+    if sigma is None:
+        sigma = accounting.noise_for(draw, asked.epsilon, *sums)
     answer = {
         "epsilon": accounting.epsilon_of(draw, sigma, *sums),
         "delta": asked.delta,
@@ -241,7 +249,7 @@ def _init(arguments: list[str]) -> int:
     return DONE
 
 
-def _use_jax() -> None:
+def use_jax() -> None:
     """Sets what the command wants of JAX: compiled programs kept between runs, few messages."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

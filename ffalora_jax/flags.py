@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -25,6 +26,7 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     file, out, rest = None, None, list(arguments)
     if rest and not rest[0].startswith("-"):
         file = rest.pop(0)
+    rest = [part for one in rest for part in (one.split("=", 1) if one.startswith("--out=") else [one])]
     if "--out" in rest:
         place = rest.index("--out")
         if place + 1 >= len(rest):
@@ -51,12 +53,15 @@ class Evaluation:
 
 def read_evaluate(arguments: list[str]) -> Evaluation:
     """Reads ``RUN [--data.name csv --data.path F ...]``; what is not given is as in the run."""
+    if {"-h", "--help"} & set(arguments):
+        _parse(Evaluation, Evaluation(), ["--help"], "ffalora evaluate RUN", "Accuracy on labelled data.")
     if not arguments or arguments[0].startswith("-"):
-        if {"-h", "--help"} & set(arguments):
-            _parse(Evaluation, Evaluation(), ["--help"], "ffalora evaluate RUN", "Accuracy on labelled data.")
         raise InputError("Expected a run folder: ffalora evaluate RUN [--data.name csv --data.path F].")
     run, *rest = arguments
-    data = load_experiment(f"{run}/experiment.toml").data if "--help" not in rest else DataConfig()
+    file = Path(run, "experiment.toml")
+    if not file.is_file():
+        raise InputError(f"No run in {run!r}: expected a folder with experiment.toml in it.")
+    data = load_experiment(file).data
     start = Evaluation(run=run, data=data)
     return _parse(Evaluation, start, rest, "ffalora evaluate RUN", "Accuracy on labelled data.")
 
@@ -110,7 +115,7 @@ def _one_line(text: str) -> str:
         elif line:
             parts[-1].append(line)
     filled = [part for part in parts if part]
-    said = " ".join(next((p for p in filled if not p[0].endswith("error")), filled[0] if filled else []))
+    said = " ".join(next((p for p in filled if re.search(r"[.:']", " ".join(p))), ["Cannot read flags"]))
     said = re.sub(r"^(Value error |Error parsing [\w.]+: (?=Expected|No ))+", "", said)
     kind = next((p[1] for p in filled if p[0] == "Argument helptext:" and len(p) > 1), "")
     return f"{said.rstrip('.')}{f': expected {kind}' if kind else ''} (see --help)."

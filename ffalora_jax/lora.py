@@ -96,7 +96,8 @@ def inject(
             raise InputError(f"No dense layer {head!r} to train as head: there are {sorted(dense)}.")
         base = dense[head]
         bias = jax.numpy.zeros(base.out_features) if base.bias is None else base.bias[...]
-        start[head] = {"head_kernel": base.kernel[...], "head_bias": bias}
+        head_leaves = {"head_kernel": base.kernel[...], "head_bias": bias}
+        start[head] = {name: leaf.astype("float32") for name, leaf in head_leaves.items()}
         _replace(model, head, TrainableHead(base))
     graph, leaves, rest = nnx.split(model, AdapterLeaf, ...)
     nested = nnx.to_pure_dict(leaves)

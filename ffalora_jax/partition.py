@@ -90,7 +90,8 @@ def _class_shares(dataset: Dataset, config: PartitionConfig, draw: np.random.Gen
         table = np.array([[float(x) for x in row.split()] for row in config.proportions.split(",")])
     except ValueError:
         table = np.empty((0, 0))
-    if table.ndim != 2 or table.shape[1] != dataset.num_classes or (table < 0).any() or (table.sum(0) <= 0).any():
+    fits = table.ndim == 2 and table.shape[1] == dataset.num_classes and np.isfinite(table).all()
+    if not fits or (table < 0).any() or (table.sum(0) <= 0).any():
         raise InputError(
             f"Expected partition.proportions as one row a client of {dataset.num_classes} class weights, "
             f"like '.1 .9, .9 .1, .5 .5', got {config.proportions!r}."

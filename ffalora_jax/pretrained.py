@@ -72,11 +72,11 @@ def load_pretrained(directory: str | Path, num_classes: int | None = None, seed:
     model = nnx.eval_shape(lambda: family.build(config, classes, nnx.Rngs(0)))
     graph, abstract = nnx.split(model)
     wanted = _flatten(nnx.to_pure_dict(abstract))
-    found = _read_weights(directory / WEIGHTS, family, wanted)
+    found, problems = _read_weights(directory / WEIGHTS, family, wanted)
     if not brings_head or classes != own_classes:
         shapes = {path: leaf for path, leaf in wanted.items() if path[0] == "head"}
         found |= new_head(shapes, seed)
-    _check_complete(found, wanted, directory / WEIGHTS)
+    _check_complete(found, wanted, problems, directory / WEIGHTS)
     return nnx.merge(graph, _unflatten(found))
 
 
@@ -183,14 +183,15 @@ def _family_of(config: dict[str, Any], directory: Path) -> Model:
     )
 
 
-def _read_weights(file: Path, family: Model, wanted: dict) -> dict:
-    """Reads the tensors that rules map to a place of the model, one at a time."""
+def _read_weights(file: Path, family: Model, wanted: dict) -> tuple[dict, list[str]]:
+    """Reads the tensors that rules map to a place of the model, one at a time; lists the others."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
         others = sorted(path.name for path in file.parent.glob("*") if path.suffix in {".bin", ".pt", ".h5"})
         hint = f" (there is {', '.join(others)}, which could run code: not read)" if others else ""
         raise InputError(f"No {file.name} in {file.parent}{hint}: save the model as safetensors.")
+    parts = {path[0] for path in wanted}
     found, problems = {}, []
     try:
         with safe_open(str(file), framework="flax") as tensors:
@@ -200,13 +201,15 @@ def _read_weights(file: Path, family: Model, wanted: dict) -> dict:
                     problems.append(f"{name} matches {len(matches)} rules, expected 1")
                     continue
                 path, transform = matches[0]
-                if path in wanted:
+                if path in found:
+                    problems.append(f"{name} is a second {_dotted(path)}")
+                elif path in wanted:
                     found[path] = transform(tensors.get_tensor(name))
+                elif path[0] in parts:  # a whole part that is not needed (a pooler) is passed over
+                    problems.append(f"{name} has no place in the model")
     except SafetensorError as error:
         raise InputError(f"{file} is not a safetensors file ({error}).") from None
-    if problems:
-        raise InputError(f"{file} does not fit its architecture: {'; '.join(problems)}.")
-    return found
+    return found, problems
 
 
 def _places(name: str, family: Model) -> Iterator[tuple[tuple, Any]]:
@@ -217,8 +220,8 @@ def _places(name: str, family: Model) -> Iterator[tuple[tuple, Any]]:
             yield tuple(int(p) if p.isdigit() else p for p in dotted.split(".")), rule.transform
 
 
-def _check_complete(found: dict, wanted: dict, file: Path) -> None:
-    problems = [f"{_dotted(path)} is missing" for path in wanted if path not in found]
+def _check_complete(found: dict, wanted: dict, extra: list[str], file: Path) -> None:
+    problems = extra + [f"{_dotted(path)} is missing" for path in wanted if path not in found]
     problems += [
         f"{_dotted(path)} has shape {tuple(leaf.shape)}, expected {tuple(wanted[path].shape)}"
         for path, leaf in found.items()

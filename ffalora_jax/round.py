@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
@@ -19,7 +19,7 @@ from ffalora_jax.aggregation import mean_upload
 from ffalora_jax.client import ClientFacts, Frozen, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, cohort_capacity, draw_cohort
 from ffalora_jax.methods import Method
-from ffalora_jax.types import Adapters, Tree
+from ffalora_jax.types import Adapters, Leaf, Tree
 
 
 @struct.dataclass
@@ -30,7 +30,8 @@ class RoundState:
     """The server's trained leaves."""
     personal: Tree
     """Leaves that stay at their client, with a leading axis of all clients."""
-    round_index: Int[Array, ""]
+    round_index: Leaf
+    """0-based, int32 scalar."""
 
 
 class Keys(NamedTuple):
@@ -107,7 +108,8 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
 
         ends, facts = over_clients(one_client, everyone, settings.chunk)
         sent = leaves.select(ends, _names(state.adapters))
-        uploads = jax.vmap(method.upload, in_axes=(None, 0))(state.adapters, sent)
+        send = jax.vmap(method.upload, in_axes=(None, 0), axis_size=clients.shape[0])
+        uploads = send(state.adapters, sent)
         weights = data.sizes[clients].astype(jnp.float32) if settings.weighted else None
         mean = mean_upload(uploads, cohort.is_real, weights, fallback=state.adapters)
         after = method.read(state.adapters, mean, uploads, weights)

@@ -1,10 +1,7 @@
 """The loop around the compiled rounds: evaluate, account, save, stop. One call, one run folder."""
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +13,17 @@ from flax import nnx
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
 from ffalora_jax.adapter_file import save_adapter
+from ffalora_jax.book import Book, largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import evaluate, majority_accuracy, make_predictor
+from ffalora_jax.interrupt import stop_flag
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.report import write_report
-from ffalora_jax.round import Keys, RoundInfo, RoundState
-from ffalora_jax.run_folder import (
-    RunFolder,
-    communication,
-    environment,
-    message_bytes,
-    partition_table,
-    privacy,
-)
+from ffalora_jax.round import Keys, RoundState
+from ffalora_jax.run_folder import RunFolder, environment, partition_table, privacy
 
 CALL_SECONDS = 4.0
 """A call of rounds aims at this length, so that Ctrl-C takes effect within seconds."""
@@ -83,7 +75,7 @@ def simulate(
         InputError: something given cannot be used; nothing is written then.
         Interrupted: Ctrl-C; what was done is saved.
     """
-    folder_path = Path(out) if out is not None else _free(Path("runs", experiment.name))
+    folder_path = Path(out) if out is not None else free_path(Path("runs", experiment.name))
     if folder_path.exists():
         RunFolder.create(folder_path, experiment)  # raises, before minutes are spent
     observe(Event("preparing data, model and noise"))
@@ -170,18 +162,21 @@ def _train(
     """Runs the rounds that are left, in calls of a few seconds."""
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
     given_seed = folder.read_json("environment.json")["reproducible"]
-    epsilons = _largest_epsilons(run, last)
-    book = _Book(run, folder, epsilons, given_seed, ledger)
+    if ledger.rounds_done >= last:  # resumed at its budget: no round may run
+        books = privacy(run, ledger.rounds_done, ledger.planned_rounds, given_seed)
+        folder.write_json("privacy.json", books)
+        return load_run(folder.path)
+    epsilons = largest_epsilons(run, last)
+    book = Book(run, folder, epsilons, given_seed, ledger)
     keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(ledger.noise_seed))
     predict = make_predictor(run.model.apply)
     checkpoints = Checkpoints(folder.checkpoints)
-    if ledger.rounds_done < last:
-        observe(Event("compiling the round"))
-        arguments = (keys, state, run.frozen, run.data, run.numbers, jnp.int32(1))
-        # Compiled ahead of time: an executable cannot be traced again, whatever the later calls hold.
-        rounds_call = run.rounds().lower(*arguments).compile()
+    observe(Event("compiling the round"))
+    arguments = (keys, state, run.frozen, run.data, run.numbers, jnp.int32(1))
+    # Compiled ahead of time: an executable cannot be traced again, whatever the later calls hold.
+    rounds_call = run.rounds().lower(*arguments).compile()
     done, seconds_a_round = ledger.rounds_done, CALL_SECONDS
-    with _stop_flag() as stopped:
+    with stop_flag() as stopped:
         observe(Event("rounds", done, ledger.planned_rounds, bytes_total=book.bytes_total))
         while done < last and not stopped.is_set():
             count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
@@ -213,71 +208,6 @@ def _train(
     if done < last:
         raise Interrupted(folder.path, done)
     return finished
-
-
-class _Book:
-    """Keeps the figures of a run and writes privacy.json and communication.json."""
-
-    def __init__(self, run: Prepared, folder: RunFolder, epsilons, given_seed: bool, ledger: Ledger):
-        self.run, self.folder, self.epsilons, self.given_seed = run, folder, epsilons, given_seed
-        self.planned = ledger.planned_rounds
-        kept = [line for line in folder.metrics() if line["round_index"] < ledger.rounds_done]
-        for line in kept:
-            for name in ("test_accuracy", "test_accuracy_per_client", "majority_accuracy"):
-                line.pop(name, None)
-        folder.write_metrics(kept)
-        count = len(run.plan.clients)
-        self.participations = np.zeros(count, int)
-        for line in kept:
-            self.participations[line["participants"]] += 1
-        self.up, self.down = message_bytes(run.state)
-
-    @property
-    def bytes_total(self) -> int:
-        return int(self.participations.sum()) * (self.up + self.down)
-
-    def lines(self, infos: RoundInfo, done: int, count: int, seconds: float) -> list[dict[str, Any]]:
-        """Returns one line of metrics.jsonl for each round of a call."""
-        infos = jax.tree.map(np.asarray, infos)
-        found = []
-        for index in range(count):
-            took_part = np.flatnonzero(infos.took_part[index])
-            clip = jax.tree.map(lambda leaf: float(leaf[index].sum()), infos.facts.clip)  # noqa: B023
-            drawn = max(clip.num_real, 1.0)
-            self.participations[took_part] += 1
-            found.append(
-                {
-                    "round_index": done + index,
-                    "accuracy": None,
-                    "loss": clip.loss_sum / drawn,
-                    "epsilon": self.epsilons[done + index + 1],
-                    "bytes_up": len(took_part) * self.up,
-                    "bytes_down": len(took_part) * self.down,
-                    "seconds": seconds,
-                    "participants": took_part.tolist(),
-                    "update_norm": float(infos.update_norm[index]),
-                    "client_update_norms": infos.facts.update_norm[index].tolist(),
-                    "clipped_share": clip.num_clipped / drawn,
-                    "gradient_norm": clip.norm_sum / drawn,
-                    "drawn": int(clip.num_real),
-                    "broken": int(clip.num_broken),
-                }
-            )
-        return found
-
-    def write(self, done: int) -> None:
-        self.folder.write_json(
-            "privacy.json", privacy(self.run, done, self.planned, self.given_seed)
-        )
-        self.folder.write_json("communication.json", communication(self.run, self.participations))
-
-
-def _largest_epsilons(run: Prepared, rounds: int) -> list[float | None]:
-    """Epsilon after each round, the largest over the clients; None without privacy."""
-    if run.plan.unit is None:
-        return [None] * (rounds + 1)
-    curves = [run.plan.epsilons(client, rounds) for client in range(len(run.plan.clients))]
-    return [max(values) for values in zip(*curves, strict=True)]
 
 
 def _rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: float) -> int:
@@ -334,30 +264,7 @@ def _save_adapter(run: Prepared, folder: RunFolder, state: RoundState) -> None:
     save_adapter(folder.path / "adapter", shared, state.personal, config)
 
 
-def _free(path: Path) -> Path:
+def free_path(path: Path) -> Path:
     """Returns the path, or the first of path-2, path-3, ... that does not exist."""
     numbered: Sequence[Path] = [path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))]
     return next(candidate for candidate in numbered if not candidate.exists())
-
-
-@contextlib.contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C or SIGTERM into a flag; a second one interrupts at once."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number, frame):
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -57,10 +57,15 @@ def hash_tokenizer(vocab_size: int) -> Tokenizer:
     def tokenise(texts, pairs, max_tokens):
         rows, types = [], []
         for index, text in enumerate(texts):
-            head = [start, *ids_of(text)][: max_tokens - 1] + [separator]
-            tail = [] if pairs is None else [*ids_of(pairs[index]), separator]
-            rows.append((head + tail)[:max_tokens])
-            types.append(([0] * len(head) + [1] * len(tail))[:max_tokens])
+            first, second = ids_of(text), [] if pairs is None else ids_of(pairs[index])
+            room = max_tokens - (2 if pairs is None else 3)
+            if len(first) + len(second) > room:  # the longer one is cut first
+                first = first[: max(room - len(second), room - room // 2)]
+                second = second[: room - len(first)]
+            head = [start, *first, separator]
+            tail = [] if pairs is None else [*second, separator]
+            rows.append(head + tail)
+            types.append([0] * len(head) + [1] * len(tail))
         return _padded(rows, None if pairs is None else types, max_tokens)
 
     return tokenise

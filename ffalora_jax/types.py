@@ -1,13 +1,14 @@
-"""Aliases and axis names used across the rooms.
+"""Aliases used across the rooms.
 
 Axes in annotations: ``client step example token feature rank``.
 """
 
 from typing import Any
 
-from jaxtyping import Array, Float
+Leaf = Any
+"""An array, or only its shape and dtype while JAX describes a tree (``jax.eval_shape``)."""
 
-Leaves = dict[str, Float[Array, "..."]]
+Leaves = dict[str, Leaf]
 """The arrays of one layer: ``lora_a`` (in, rank), ``lora_b`` (rank, out), ``head_kernel``, ..."""
 
 Adapters = dict[str, Leaves]
@@ -16,5 +17,4 @@ Adapters = dict[str, Leaves]
 Tree = Any
 """A pytree of arrays whose structure the caller knows."""
 
-LORA_LEAVES = ("lora_a", "lora_b")
 HEAD_LEAVES = ("head_kernel", "head_bias")

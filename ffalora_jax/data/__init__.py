@@ -4,16 +4,18 @@ Raw examples in, raw examples out: texts stay texts (``text.py`` tokenises), lab
 their names kept. ``as_dataset`` takes what people have in Python.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ffalora_jax.errors import InputError
 
 
-class Dataset(NamedTuple):
-    """Examples of one task."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Examples of one task; a dataclass, since its length is the number of examples."""
 
     inputs: dict[str, Sequence]
     """``text`` and perhaps ``text_pair``: one entry an example."""
@@ -38,7 +40,7 @@ class Dataset(NamedTuple):
         """Returns some of the examples; classes and clients keep their numbers."""
         inputs = {name: [column[i] for i in rows] for name, column in self.inputs.items()}
         clients = None if self.clients is None else self.clients[rows]
-        return self._replace(inputs=inputs, labels=self.labels[rows], clients=clients)
+        return dataclasses.replace(self, inputs=inputs, labels=self.labels[rows], clients=clients)
 
 
 def as_dataset(
@@ -98,7 +100,9 @@ def as_dataset(
 def _columns(data: Any) -> Mapping[str, Any]:
     if isinstance(data, Mapping):
         return data
-    if hasattr(data, "column_names"):  # Hugging Face datasets, pyarrow tables
+    if hasattr(data, "to_pydict"):  # pyarrow tables
+        return data.to_pydict()
+    if hasattr(data, "column_names"):  # Hugging Face datasets
         return {name: data[name] for name in data.column_names}
     if hasattr(data, "columns"):  # pandas
         return {str(name): data[name] for name in data.columns}
@@ -131,8 +135,6 @@ def _codes(column: Sequence, name: str, source: str) -> tuple[np.ndarray, tuple[
 
 
 def _word(value: Any, row: int, name: str, source: str) -> str:
-    if hasattr(value, "as_py"):
-        value = value.as_py()
     is_nan = isinstance(value, float | np.floating) and not np.isfinite(value)
     if value is None or is_nan or (isinstance(value, str) and not value.strip()):
         raise InputError(

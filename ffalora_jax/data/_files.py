@@ -1,5 +1,6 @@
 """What csv, jsonl and parquet share: finding files, and one client a file where nothing else says so."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def _read(file: Path, read: Callable[[Path], dict[str, list]]) -> dict[str, list
         table = read(file)
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
-    except OSError as error:
-        raise InputError(f"Cannot read {file}: {error.strerror or error}.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"Cannot read {file}: {getattr(error, 'strerror', None) or error}.") from None
     if not table or not next(iter(table.values())):
         raise InputError(f"{file} holds no examples: expected a header and at least one row.")
     return table

@@ -3,11 +3,12 @@
 A member's ``build`` returns a function ``(key, features, rank) -> (features, rank)``.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
 
+@runtime_checkable
 class LoraInit(Protocol):
     """Draws a factor that meets ``features`` activations; ``kaiming`` and others say how it is scaled."""
 

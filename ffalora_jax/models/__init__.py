@@ -12,8 +12,8 @@ either where the weights come from or the sizes of a random model. The module mu
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax import nnx
+from jaxtyping import Array, Shaped
 
 
 class WeightRule(NamedTuple):
@@ -22,7 +22,7 @@ class WeightRule(NamedTuple):
     pattern: str
     path: str
     """Dotted path in the module, with ``\\1`` for the pattern's groups; empty: known and not needed."""
-    transform: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    transform: Callable[[Array], Array] = lambda array: array
 
 
 class Source(NamedTuple):
@@ -52,6 +52,6 @@ class Model(NamedTuple):
     """Sizes of a preset with random weights from the public seed."""
 
 
-def transpose(array: np.ndarray) -> np.ndarray:
+def transpose(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """PyTorch keeps a dense layer as (out, in); here it is (in, out)."""
     return array.T

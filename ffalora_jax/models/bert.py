@@ -59,11 +59,14 @@ class Bert(nnx.Module):
     """The encoder with a classification head; ``(..., token)`` ids and mask -> ``(..., class)``."""
 
     def __init__(self, config: dict[str, Any], num_classes: int, rngs: nnx.Rngs):
+        _refuse_other_kinds(config)
         features = config["hidden_size"]
         self.max_positions = config["max_position_embeddings"]
         self.words = Lookup(config["vocab_size"], features, rngs=rngs)
-        self.positions = Lookup(self.max_positions, features, rngs=rngs)
-        self.segments = Lookup(config.get("type_vocab_size", 2), features, rngs=rngs)
+        # Only matters for random models: small positions leave the words in charge.
+        beside = config.get("position_stddev", 0.02)
+        self.positions = Lookup(self.max_positions, features, rngs=rngs, stddev=beside)
+        self.segments = Lookup(config.get("type_vocab_size", 2), features, rngs=rngs, stddev=beside)
         self.norm = layer_norm(features, config.get("layer_norm_eps", 1e-12), rngs=rngs)
         self.layers = nnx.List(
             [Block(config, rngs=rngs) for _ in range(config["num_hidden_layers"])]
@@ -93,6 +96,14 @@ class Bert(nnx.Module):
         if self.pooler is None:
             return self.head(mean_pool(x, is_token))
         return self.head(jnp.tanh(self.pooler(x[..., 0, :])))
+
+
+def _refuse_other_kinds(config: dict[str, Any]) -> None:
+    """A setting that changes the forward pass, but no tensor, would otherwise give wrong logits."""
+    ours = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+    for name, value in ours.items():
+        if config.get(name, value) != value:
+            raise InputError(f"Expected {name} {value!r} in config.json, got {config[name]!r}.")
 
 
 def _dense(name: str, path: str) -> tuple[WeightRule, WeightRule]:

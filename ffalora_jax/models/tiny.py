@@ -13,6 +13,7 @@ CONFIG = {
     "intermediate_size": 64,
     "max_position_embeddings": 512,
     "vocab_size": 2048,
+    "position_stddev": 0.002,
 }
 
 

@@ -1,0 +1,31 @@
+"""Strict settings for every test: no rank promotion, no dtype promotion, warnings are errors."""
+
+import os
+import tempfile
+
+# Before anything imports JAX or a hub client.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("FFALORA_TEST_CACHE", tempfile.mkdtemp(prefix="ffalora-tests-"))
+os.environ["FFALORA_CACHE"] = os.environ["FFALORA_TEST_CACHE"]
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.typecheck  # noqa: E402, F401
+
+_hook = install_import_hook("ffalora_jax", "tests.typecheck.typechecked")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from ffalora_jax import rng  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["FFALORA_CACHE"], "xla"))
+
+
+@pytest.fixture
+def key():
+    """A key for draws that a test makes itself."""
+    return rng.public_root(1234)

@@ -1,0 +1,95 @@
+"""Small prepared runs that many tests share."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from ffalora_jax import rng
+from ffalora_jax.cohort import draw_local_batches
+from ffalora_jax.config import (
+    DataConfig,
+    Experiment,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PartitionConfig,
+    PrivacyConfig,
+)
+from ffalora_jax.prepare import Prepared, prepare
+from ffalora_jax.round import Keys
+
+NOISE_SEED = 99
+
+
+@functools.cache
+def prepared(
+    method="ffa_lora",
+    mechanism="dp_sgd",
+    head="trained",
+    clip_norm=0.7,
+    noise_multiplier=0.8,
+    chunk="1",
+    clients=4,
+    cohort_size=None,
+    sampling="fixed",
+    weighted=False,
+    optimizer="sgd",
+    learning_rate=0.4,
+    rounds=12,
+    batch_size=4,
+    num_examples=96,
+) -> Prepared:
+    """A run of the tiny model on synthetic text, with clipping active."""
+    experiment = Experiment(
+        rounds=rounds,
+        local_steps=2,
+        batch_size=batch_size,
+        client_chunk=chunk,
+        cohort_size=cohort_size,
+        cohort_sampling=sampling,
+        weighted=weighted,
+        data=DataConfig(name="synthetic", max_examples=num_examples),
+        partition=PartitionConfig(name="quantity", num_clients=clients, quantity_skew=0.5),
+        model=ModelConfig(name="tiny", max_tokens=16, head=head),
+        method=MethodConfig(name=method, rank=2, lora_alpha=16),
+        optimizer=OptimizerConfig(name=optimizer, learning_rate=learning_rate),
+        privacy=PrivacyConfig(
+            mechanism=mechanism, noise_multiplier=noise_multiplier, clip_norm=clip_norm, delta=1e-3
+        ),
+    )
+    return prepare(experiment)
+
+
+def keys(run: Prepared) -> Keys:
+    """The roots of a prepared run, with a fixed secret seed."""
+    return Keys(rng.public_root(run.experiment.seed), rng.secret_root(NOISE_SEED))
+
+
+def run_rounds(run: Prepared, count: int, state=None):
+    """Runs some rounds in calls as large as they come; returns the state and the infos."""
+    rounds = run.rounds()
+    state, infos = run.state if state is None else state, []
+    while count > 0:
+        now = min(count, run.settings.rounds_per_call)
+        state, info = rounds(keys(run), state, run.frozen, run.data, run.numbers, jnp.int32(now))
+        infos.append(info)
+        count -= now
+    return state, infos
+
+
+def drawn_rows(run: Prepared, round_index: int, client: int) -> list[list[int]]:
+    """The rows that a client draws in a round, step by step: what the twin is given."""
+    batch = draw_local_batches(
+        keys(run).secret,
+        round_index,
+        client,
+        run.data,
+        run.numbers.probability[client],
+        run.experiment.local_steps,
+        run.plan.capacity,
+    )
+    return [
+        [int(row) for row, real in zip(rows, is_real, strict=True) if real]
+        for rows, is_real in zip(np.asarray(batch.rows), np.asarray(batch.is_real), strict=True)
+    ]

@@ -1,0 +1,99 @@
+"""The slow twin: one federated round in Python loops and NumPy, written from the formulas.
+
+It shares with the package only what defines the randomness (``rng``) and the model's forward pass. Loops
+run over clients, steps and examples; gradients of one example at a time come from ``jax.grad``; clipping,
+noise, division, optimiser and averaging are NumPy in float64.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ffalora_jax import rng
+
+
+@functools.cache
+def gradient_of(apply):
+    """Returns the compiled gradient of one example's cross-entropy with respect to the trained leaves."""
+
+    def loss(leaves, frozen, inputs, label):
+        layers = {*frozen.adapters, *leaves}
+        joined = {name: {**frozen.adapters.get(name, {}), **leaves.get(name, {})} for name in layers}
+        logits = apply(frozen.backbone, joined, **inputs)
+        return jax.nn.logsumexp(logits) - logits[label]
+
+    return jax.jit(jax.grad(loss))
+
+
+def example_gradient(apply, frozen, trained, inputs, label):
+    """Returns one example's gradient as a flat dict of float64 arrays."""
+    leaves = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), trained)
+    return flat(gradient_of(apply)(leaves, frozen, inputs, label))
+
+
+def flat(tree):
+    """Turns nested leaves into {(layer, name): float64 array}."""
+    return {(layer, name): np.asarray(leaf, np.float64)
+            for layer, found in tree.items() for name, leaf in found.items()}
+
+
+def nested(leaves):
+    """The inverse of ``flat``."""
+    tree = {}
+    for (layer, name), leaf in leaves.items():
+        tree.setdefault(layer, {})[name] = leaf
+    return tree
+
+
+def noise(secret, round_index, client, step, leaves, stddev):
+    """Returns the noise of one step, leaf by leaf in sorted order, from the documented stream."""
+    base = rng.stream(secret, rng.Purpose.NOISE, round_index, client, step)
+    drawn = {}
+    for index, place in enumerate(sorted(leaves)):
+        sample = jax.random.normal(jax.random.fold_in(base, index), leaves[place].shape, jnp.float32)
+        drawn[place] = stddev * np.asarray(sample, np.float64)
+    return drawn
+
+
+def local_update(apply, frozen, start, data, batches, *, secret, round_index, client, clip_norm,
+                 noise_multiplier, expected, learning_rate):
+    """Trains one client with SGD; ``batches`` is a list of lists of example rows. Returns its leaves."""
+    leaves = dict(start)
+    for step, rows in enumerate(batches):
+        total = {place: np.zeros_like(leaf) for place, leaf in leaves.items()}
+        for row in rows:
+            inputs = {name: leaf[row] for name, leaf in data.inputs.items()}
+            gradient = example_gradient(apply, frozen, nested(leaves), inputs, int(data.labels[row]))
+            norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+            if not np.isfinite(norm):
+                continue
+            scale = min(1.0, clip_norm / norm) if norm > 0 else 1.0
+            for place in total:
+                total[place] += scale * gradient[place]
+        if noise_multiplier > 0:
+            added = noise(secret, round_index, client, step, leaves, noise_multiplier * clip_norm)
+            total = {place: total[place] + added[place] for place in total}
+        leaves = {place: leaf - learning_rate * total[place] / expected for place, leaf in leaves.items()}
+    return leaves
+
+
+def federated_round(apply, frozen, shared, personal, data, cohort, batches, *, weights=None, **settings):
+    """One round over a cohort. Returns (shared leaves, personal leaves by client)."""
+    uploads, personal = [], dict(personal)
+    multipliers = settings.pop("noise_multipliers")
+    for place, client in enumerate(cohort):
+        start = {**flat(shared), **personal.get(client, {})}
+        end = local_update(apply, frozen, start, data, batches[place], client=client,
+                           noise_multiplier=multipliers[client], **settings)
+        if personal:
+            personal[client] = {where: end[where] for where in personal[client]}
+        uploads.append({where: end[where] for where in flat(shared)})
+    if not uploads:
+        return flat(shared), personal
+    shares = np.ones(len(cohort)) if weights is None else np.array([weights[c] for c in cohort], float)
+    shares = shares / shares.sum()
+    mean = {where: sum(p * one[where] for p, one in zip(shares, uploads, strict=True))
+            for where in flat(shared)}
+    return mean, personal

@@ -1,0 +1,323 @@
+"""The command as outside scripts use it: a process of its own, its streams and its files."""
+
+import html.parser
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ffalora_jax import _version, registry
+
+RUN = "run --data.name synthetic --model.name tiny --rounds 2 --seed 3 --noise-seed 4 --out"
+FAST = "--data.name synthetic --model.name tiny --rounds 1 --local-steps 1 --privacy.mechanism none"
+PAPER = (
+    "privacy --num-examples 22449 --batch-size 200 --steps 10000 --delta 1e-5 --accountant rdp"
+).split()
+NEITHER = "privacy --num-examples 1000 --batch-size 10 --steps 10".split()
+HEAVY = ("jax", "flax", "optax", "orbax", "transformers", "datasets", "pandas", "matplotlib")
+
+
+def python(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False
+    )
+
+
+def ffalora(*arguments, cwd=None, code=0):
+    """Runs the command; returns its standard output."""
+    done = python("-m", "ffalora_jax.cli", *map(str, arguments), cwd=cwd)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    ffalora(*RUN.split(), place / "run")
+    return place / "run"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], PAPER + ["--epsilon", "6"], ["init"]])
+def test_what_needs_no_jax_loads_none(arguments):
+    code = (
+        "import sys; from ffalora_jax import cli\n"
+        f"assert cli.main({arguments!r}) == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, ffalora_jax.cli; print([n for n in {HEAVY!r} if n in sys.modules])"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_help_names_every_command():
+    shown = ffalora("--help")
+    for command in ("run", "resume", "predict", "evaluate", "report", "privacy", "list", "init"):
+        assert re.search(rf"^  {command}\b", shown, re.MULTILINE)
+    assert ffalora() == shown
+
+
+@pytest.mark.parametrize("command", ["run", "resume", "predict", "evaluate", "report", "privacy"])
+def test_every_command_has_help_of_its_own(command):
+    assert command in ffalora(command, "--help")
+
+
+def test_help_of_run_shows_every_table_of_settings():
+    shown = ffalora("run", "--help")
+    for flag in ("--rounds", "--data.path", "--method.rank", "--privacy.epsilon", "--model.head"):
+        assert flag in shown
+
+
+def test_version_is_the_packages():
+    assert ffalora("--version").strip() == _version.__version__
+
+
+@pytest.mark.parametrize("shelf", registry.SHELVES)
+def test_list_prints_one_name_a_line(shelf):
+    assert ffalora("list", shelf).splitlines() == registry.available(shelf)
+    assert registry.available(shelf) == sorted(set(registry.available(shelf)))
+
+
+def test_lists_hold_what_the_readers_of_scripts_rely_on():
+    assert {"ffa_lora", "fedavg_lora"} <= set(registry.available("methods"))
+    assert {"dp_sgd", "none"} <= set(registry.available("mechanisms"))
+    assert {"minilm", "tiny"} <= set(registry.available("models"))
+    assert {"csv", "synthetic", "vader"} <= set(registry.available("datasets"))
+
+
+def test_privacy_agrees_with_the_papers_noise():
+    answer = json.loads(ffalora(*PAPER, "--epsilon", 6, "--json"))
+    assert answer["noise_multiplier"] == pytest.approx(0.989, abs=0.003)
+    assert 5.9 < answer["epsilon"] <= 6
+
+
+def test_privacy_in_json_has_the_promised_fields():
+    answer = json.loads(ffalora(*PAPER, "--noise-multiplier", 0.995, "--json"))
+    assert answer["epsilon"] == pytest.approx(5.93, abs=0.01)
+    assert answer["sampling_probability"] == pytest.approx(200 / 22449)
+    assert set(answer) == {
+        "epsilon",
+        "delta",
+        "noise_multiplier",
+        "sampling_probability",
+        "steps",
+        "accountant",
+        "neighbours",
+    }
+    assert (answer["delta"], answer["steps"], answer["accountant"]) == (1e-5, 10000, "rdp")
+
+
+def test_privacy_without_json_says_the_same_in_lines():
+    shown = dict(line.split(maxsplit=1) for line in ffalora(*NEITHER, "--epsilon", 3).splitlines())
+    answer = json.loads(ffalora(*NEITHER, "--epsilon", 3, "--json"))
+    assert float(shown["noise_multiplier"]) == pytest.approx(answer["noise_multiplier"], rel=1e-5)
+    assert shown["accountant"] == answer["accountant"] == "pld"
+
+
+def test_a_warning_of_privacy_stays_out_of_the_json():
+    arguments = [*NEITHER, "--noise-multiplier", "1", "--delta", "0.01", "--json"]
+    done = python("-m", "ffalora_jax.cli", *arguments)
+    assert json.loads(done.stdout)["delta"] == 0.01
+    assert done.stderr.startswith("warning: delta 0.01 is not below 1 / 1000")
+
+
+def test_a_mistake_ends_with_code_2_and_one_line():
+    done = python("-m", "ffalora_jax.cli", "run", "--ronds", "3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ffalora: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m ffalora_jax.cli init | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("# An experiment")
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_a_run_leaves_the_promised_files(run):
+    found = {path.name for path in run.iterdir()}
+    assert {
+        "experiment.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "privacy.json",
+        "communication.json",
+        "checkpoints",
+        "adapter",
+        "report.html",
+    } <= found
+    adapter = {path.name for path in (run / "adapter").iterdir()}
+    assert adapter == {"adapter_model.safetensors", "adapter_config.json"}
+
+
+def test_metrics_have_the_promised_fields_in_every_round(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round_index"] for line in lines] == [0, 1]
+    for line in lines:
+        assert {"accuracy", "loss", "epsilon", "bytes_up", "bytes_down", "seconds"} <= set(line)
+    assert lines[0]["accuracy"] is None
+    assert 0 < lines[0]["epsilon"] < lines[1]["epsilon"] <= 6
+    last = lines[-1]
+    assert set(last["test_accuracy_per_client"]) == {f"site_{k}" for k in range(4)}
+    for name in ("accuracy", "test_accuracy", "majority_accuracy"):
+        assert 0 <= last[name] <= 1
+
+
+def test_privacy_file_has_the_promised_fields(run):
+    found = json.loads((run / "privacy.json").read_text())
+    assert found["unit"] == "example"
+    assert found["accountant"] == "pld"
+    assert found["delta"] == 1e-5
+    assert "add or remove" in found["neighbours"]
+    assert "server" in found["trust_model"]
+    assert found["releasable"] is False
+    assert len(found["clients"]) == 4
+    for client in found["clients"]:
+        assert client["sampling_probability"] == pytest.approx(32 / client["num_examples"])
+        assert client["noise_multiplier"] > 0
+        assert client["steps"] == 2 * 3
+        assert client["epsilon"] <= found["epsilon"] <= 6
+
+
+def test_communication_adds_up(run):
+    found = json.loads((run / "communication.json").read_text())
+    for name in ("bytes_up", "bytes_down"):
+        assert found[name] == sum(client[name] for client in found["clients"]) > 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert found["bytes_up"] == sum(line["bytes_up"] for line in lines)
+
+
+def test_the_noise_seed_is_kept_in_the_checkpoints_alone(place):
+    out = place / "secret"
+    ffalora("run", *FAST.split(), "--noise-seed", 987654321987, "--out", out)
+    for path in out.rglob("*"):
+        if path.is_file() and "checkpoints" not in path.parts:
+            assert b"987654321987" not in path.read_bytes(), path
+    for path in [out / "checkpoints", *(out / "checkpoints").rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_same_command_gives_the_same_adapter(run, place):
+    ffalora(*RUN.split(), place / "again")
+    file = "adapter/adapter_model.safetensors"
+    assert (place / "again" / file).read_bytes() == (run / file).read_bytes()
+
+
+def test_another_noise_seed_gives_another_adapter(run, place):
+    ffalora(*RUN.replace("--noise-seed 4", "--noise-seed 5").split(), place / "other")
+    file = "adapter/adapter_model.safetensors"
+    assert (place / "other" / file).read_bytes() != (run / file).read_bytes()
+
+
+def test_a_run_repeats_from_its_own_experiment_file(run, place):
+    ffalora("run", run / "experiment.toml", "--noise-seed", 4, "--out", place / "repeated")
+    file = "adapter/adapter_model.safetensors"
+    assert (place / "repeated" / file).read_bytes() == (run / file).read_bytes()
+
+
+TEXTS = ["a great lovely film", "an awful, broken phone"]
+
+
+@pytest.fixture(scope="module")
+def texts(place):
+    """The same two texts as CSV and as lines."""
+    lines = "\n".join(TEXTS)
+    (place / "texts.txt").write_text(lines + "\n")
+    (place / "texts.csv").write_text("id,review\n" + "".join(f'{n},"{t}"\n' for n, t in enumerate(TEXTS)))
+    return place
+
+
+def test_predict_reads_lines_and_csv_alike(run, texts):
+    lines = ffalora("predict", run, "--input", texts / "texts.txt")
+    assert ffalora("predict", run, "--input", texts / "texts.csv", "--text", "review") == lines
+    header, *rows = [line.split("\t") for line in lines.splitlines()]
+    assert header == ["label", "p(negative)", "p(positive)"]
+    assert len(rows) == 2
+    for label, negative, positive in rows:
+        assert float(negative) + float(positive) == pytest.approx(1, abs=1e-3)
+        assert label == ("positive" if float(positive) > float(negative) else "negative")
+
+
+def test_predict_in_json_is_one_object(run, texts):
+    found = json.loads(ffalora("predict", run, "--input", texts / "texts.txt", "--json"))["predictions"]
+    assert len(found) == 2
+    for one in found:
+        assert one["label"] == max(one["probabilities"], key=one["probabilities"].get)
+        assert sum(one["probabilities"].values()) == pytest.approx(1)
+
+
+def test_evaluate_counts_what_predict_says(run, texts):
+    (texts / "labelled.csv").write_text(
+        "text,label\n" + "".join(f'"{text}",{label}\n' for text in TEXTS for label in ("negative", "positive"))
+    )
+    command = ["evaluate", run, "--data.name", "csv", "--data.path", texts / "labelled.csv"]
+    found = json.loads(ffalora(*command, "--json"))
+    # Every text stands there with both labels: whatever is predicted, half of it is right.
+    assert (found["accuracy"], found["num_examples"]) == (0.5, 4)
+    predicted = json.loads(ffalora("predict", run, "--input", texts / "texts.txt", "--json"))["predictions"]
+    for name, one in found["per_class"].items():
+        share = sum(prediction["label"] == name for prediction in predicted) / 2
+        assert one == {"accuracy": share, "num_examples": 2}
+    assert ffalora(*command).startswith("accuracy 0.5000 on 4 examples")
+
+
+class Addresses(html.parser.HTMLParser):
+    """Collects what a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in {"src", "href"} and value]
+
+
+def test_report_compares_two_runs_in_one_file_that_loads_nothing(run, place):
+    ffalora("run", *FAST.split(), "--name", "open<b>", "--out", place / "open")
+    out = place / "both" / "page.html"
+    assert ffalora("report", run, place / "open", "--out", out).strip() == str(out)
+    page = out.read_text()
+    addresses = Addresses()
+    addresses.feed(page)
+    assert [a for a in addresses.found if not a.startswith(("#", "data:"))] == []
+    assert "open<b>" not in page
+
+
+def test_init_makes_a_file_that_runs(place):
+    (place / "my.toml").write_text(ffalora("init"))
+    ffalora("run", "my.toml", *FAST.split(), cwd=place)
+    settings = tomllib.loads((place / "runs" / "run" / "experiment.toml").read_text())
+    assert settings["rounds"] == 1
+    ffalora("run", "my.toml", *FAST.split(), cwd=place)
+    assert {path.name for path in (place / "runs").iterdir()} == {"run", "run-2"}
+
+
+def test_a_moved_data_file_can_be_named_on_resume(place):
+    rows = "good film,pos\nbad film,neg\n" * 60
+    (place / "data.csv").write_text("text,label\n" + rows)
+    flags = "--data.name csv --data.path data.csv --partition.name iid --partition.num-clients 2"
+    ffalora("run", *FAST.split(), *flags.split(), "--batch-size", 8, "--out", "moved", cwd=place)
+    (place / "data.csv").rename(place / "elsewhere.csv")
+    ffalora("resume", "moved", "--rounds", 1, cwd=place, code=2)
+    ffalora("resume", "moved", "--rounds", 1, "--data.path", "elsewhere.csv", cwd=place)
+    assert len((place / "moved" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_compiled_programs_are_kept_in_the_cache(run):
+    assert any(Path(os.environ["FFALORA_CACHE"], "xla").iterdir())

@@ -1,0 +1,65 @@
+"""Rooms in order: a module imports only from rooms above it, and shelves' members import no other shelf."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ffalora_jax
+
+PACKAGE = Path(ffalora_jax.__file__).parent
+ROOMS = (
+    "_version", "errors", "cache", "config", "experiment_file", "registry", "types", "rng",
+    "fetch", "data", "text", "partition", "cohort", "layers", "models", "pretrained", "adapters",
+    "lora_init", "lora", "clipping", "accounting", "mechanisms", "methods", "client", "aggregation",
+    "round", "prepare", "evaluate", "checkpoint", "run_folder", "adapter_file", "loaded_run",
+    "report", "predict", "book", "interrupt", "simulation", "console", "flags", "cli",
+)
+SHELVES = {"data", "models", "lora_init", "mechanisms", "methods"}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imported(path: Path) -> list[str]:
+    """Modules of the package that a file imports, at its top or inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ffalora_jax"):
+            inner = (node.module or "").removeprefix("ffalora_jax").removeprefix(".")
+            found += [inner] if inner else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [a.name.removeprefix("ffalora_jax.") for a in node.names if a.name.startswith("ffalora_jax.")]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_to_rooms_above(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    here = ROOMS.index(parts[0])
+    for module in imported(path):
+        there = room(module)
+        assert ROOMS.index(there) <= here, f"{path.name} imports {module}, which comes later"
+        if there in SHELVES and there == parts[0] and parts[-1] != "__init__":
+            sibling = module.split(".")[-1]
+            assert sibling in {there, *_private(there)}, f"{path.name} imports its neighbour {module}"
+
+
+def _private(shelf: str) -> list[str]:
+    return [path.stem for path in (PACKAGE / shelf).glob("_*.py")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_stay_readable(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    assert ast.get_docstring(ast.parse(text)), "a module opens with what it is"
+
+
+def test_nothing_in_the_package_could_run_foreign_code():
+    banned = ("import pickle", "torch.load", "trust_remote_code", "eval(", "exec(", "shell=True")
+    for path in MODULES:
+        text = path.read_text().replace("jax.eval_shape(", "").replace("nnx.eval_shape(", "")
+        assert not [word for word in banned if word in text], path.name

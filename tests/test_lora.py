@@ -1,0 +1,251 @@
+"""LoRA by surgery: what is chosen, what is computed, how A is drawn, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from flax import nnx
+
+from ffalora_jax import registry, rng
+from ffalora_jax.errors import InputError
+from ffalora_jax.lora import init_factors, inject, lora_layers, parse_blocks
+from ffalora_jax.lora_init import LoraInit
+
+INPUTS = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
+
+
+class Block(nnx.Module):
+    def __init__(self, features, rngs):
+        self.query = nnx.Linear(features, features + 4, rngs=rngs)
+        self.value = nnx.Linear(features + 4, features, use_bias=False, rngs=rngs)
+        self.norm = nnx.LayerNorm(features, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(x + self.value(jnp.tanh(self.query(x))))
+
+
+class Mine(nnx.Module):
+    """A user's own model: no BERT, no tokens."""
+
+    def __init__(self, seed=0, use_bias=True):
+        rngs = nnx.Rngs(seed)
+        self.first = nnx.Linear(6, 8, rngs=rngs)
+        self.blocks = nnx.List([Block(8, rngs) for _ in range(3)])
+        self.head = nnx.Linear(8, 3, use_bias=use_bias, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def normal(key, features, rank):
+    return jax.random.normal(key, (features, rank))
+
+
+def injected(model=None, targets=r".*(query|value)", rank=2, lora_alpha=6.0, **settings):
+    return inject(Mine() if model is None else model, targets, rank, lora_alpha, **settings)
+
+
+def factors(model):
+    """A and B of every layer, both drawn; and the head as it starts."""
+    a = init_factors(model, normal, rng.public_root(0), "lora_a")
+    b = init_factors(model, normal, rng.public_root(1), "lora_b")
+    return {name: a[name] | b[name] for name in a} | model.head
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("head", ["head", None])
+def test_a_model_with_zero_b_is_unchanged(head, use_bias):
+    original = Mine(use_bias=use_bias)
+    model = injected(original, head=head)
+    adapters = factors(model)
+    for name in lora_layers(model.shapes):
+        adapters[name]["lora_b"] = jnp.zeros_like(adapters[name]["lora_b"])
+    found = model.apply(model.backbone, adapters, INPUTS)
+    np.testing.assert_allclose(found, original(INPUTS), atol=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "lora_alpha"), [(1, 1.0), (2, 6.0), (5, 16)])
+def test_scaling_is_alpha_over_rank_and_merged_weights_give_the_same_model(rank, lora_alpha):
+    merged = Mine()
+    model = injected(rank=rank, lora_alpha=lora_alpha)
+    adapters = factors(model)
+    assert model.scaling == lora_alpha / rank
+    for index, block in enumerate(merged.blocks):
+        for name in ("query", "value"):
+            leaves, kernel = adapters[f"blocks.{index}.{name}"], getattr(block, name).kernel
+            kernel[...] = kernel[...] + lora_alpha / rank * leaves["lora_a"] @ leaves["lora_b"]
+    found = model.apply(model.backbone, adapters, INPUTS)
+    np.testing.assert_allclose(found, merged(INPUTS), atol=1e-5)
+    assert np.abs(found - Mine()(INPUTS)).max() > 0.1
+
+
+def test_a_trained_head_replaces_the_head():
+    model, expected = injected(), Mine()
+    adapters = factors(model)
+    for name in lora_layers(model.shapes):
+        adapters[name]["lora_b"] = jnp.zeros_like(adapters[name]["lora_b"])
+    adapters["head"] = {"head_kernel": jnp.ones((8, 3)), "head_bias": jnp.arange(3.0)}
+    expected.head.kernel[...], expected.head.bias[...] = jnp.ones((8, 3)), jnp.arange(3.0)
+    found = model.apply(model.backbone, adapters, INPUTS)
+    np.testing.assert_allclose(found, expected(INPUTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers", "expected"),
+    [
+        (r".*query", "all", ["blocks.0.query", "blocks.1.query", "blocks.2.query"]),
+        (r".*query", "1", ["blocks.1.query"]),
+        (r".*query", "0-1", ["blocks.0.query", "blocks.1.query"]),
+        (r".*value", "0,2", ["blocks.0.value", "blocks.2.value"]),
+        (r"first", "all", ["first"]),
+        (r"fir", "all", None),  # a match in full, or none
+        (r"first", "0", None),  # in no block
+        (r".*", "2", ["blocks.2.query", "blocks.2.value"]),
+        (r"first|head", "all", ["first"]),  # the trained head gets no detour
+    ],
+)
+def test_targets_and_layers_choose_what_they_say(targets, layers, expected):
+    if expected is None:
+        with pytest.raises(InputError, match=r"No layer matches.*there are blocks\.0\.query"):
+            injected(targets=targets, layers=layers)
+    else:
+        model = injected(targets=targets, layers=layers)
+        assert sorted(lora_layers(model.shapes)) == expected
+        assert model.shapes.keys() - set(expected) == {"head"}
+
+
+def test_shapes_are_those_of_the_layers_and_the_rest_is_the_backbone():
+    model = injected()
+    assert model.shapes["blocks.1.query"] == {"lora_a": (8, 2), "lora_b": (2, 12)}
+    assert model.shapes["blocks.1.value"] == {"lora_a": (12, 2), "lora_b": (2, 8)}
+    assert model.shapes["head"] == {"head_kernel": (8, 3), "head_bias": (3,)}
+    sizes = [leaf.size for leaf in jax.tree.leaves(nnx.state(Mine()))]
+    assert sum(leaf.size for leaf in jax.tree.leaves(model.backbone)) == sum(sizes) - (8 * 3 + 3)
+
+
+def test_a_frozen_head_stays_in_the_backbone_and_may_get_a_detour():
+    model = injected(targets="head", head=None)
+    assert model.head == {}
+    assert model.shapes == {"head": {"lora_a": (8, 2), "lora_b": (2, 3)}}
+
+
+def test_the_given_model_is_not_changed():
+    original = Mine()
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(original)))
+    model = injected(original)
+    model.apply(model.backbone, factors(model), INPUTS)
+    assert type(original.blocks[0].query) is type(original.head) is nnx.Linear
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(original)), before)
+
+
+def test_the_arrays_of_the_backbone_are_shared_not_copied():
+    original = Mine()
+    model = injected(original)
+    ours = original.blocks[0].query.kernel[...].unsafe_buffer_pointer()
+    assert model.backbone["blocks"][0]["query"]["base"]["kernel"].unsafe_buffer_pointer() == ours
+
+
+def test_apply_is_pure_and_runs_under_jit_and_vmap():
+    model = injected()
+    adapters = factors(model)
+    expected = model.apply(model.backbone, adapters, INPUTS)
+    per_row = jax.jit(jax.vmap(model.apply, in_axes=(None, None, 0)))
+    np.testing.assert_allclose(per_row(model.backbone, adapters, INPUTS), expected, atol=1e-5)
+    np.testing.assert_array_equal(model.apply(model.backbone, adapters, INPUTS), expected)
+
+
+def test_each_layer_gets_another_a():
+    drawn = init_factors(injected(targets=r".*query"), normal, rng.public_root(0), "lora_a")
+    values = [leaves["lora_a"] for leaves in drawn.values()]
+    assert len({array.tobytes() for array in map(np.asarray, values)}) == 3
+
+
+def test_a_depends_on_the_public_seed_only():
+    one, same, other = (
+        init_factors(injected(Mine(weights)), normal, rng.public_root(seed), "lora_a")
+        for weights, seed in ((0, 5), (1, 5), (0, 6))
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    for layer in one:
+        assert not np.isclose(one[layer]["lora_a"], other[layer]["lora_a"]).any()
+
+
+def test_b_is_drawn_as_the_mirror_image_of_a(key):
+    class Flipped(nnx.Module):
+        def __init__(self, inputs, outputs):
+            self.only = nnx.Linear(inputs, outputs, rngs=nnx.Rngs(0))
+
+    wide, tall = (inject(Flipped(*sizes), "only", 2, 4, head=None) for sizes in ((6, 9), (9, 6)))
+    for draw in (registry.lookup("inits", name)() for name in registry.available("inits")):
+        b = init_factors(wide, draw, key, "lora_b")["only"]["lora_b"]
+        a = init_factors(tall, draw, key, "lora_a")["only"]["lora_a"]
+        assert b.shape == (2, 9)
+        np.testing.assert_array_equal(b, a.T)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("factor", "fits"), [(1.0, True), (2 / 3, False), (3 / 2, False)])
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("kaiming", scipy.stats.uniform(-1 / 20, 2 / 20)),  # 1 / sqrt(400 features)
+        ("gaussian", scipy.stats.norm(scale=1 / 8)),
+    ],
+)
+def test_factors_have_the_promised_law(name, law, factor, fits, key):
+    samples = np.ravel(registry.lookup("inits", name)()(key, 400, 8))
+    assert (scipy.stats.kstest(samples * factor, law.cdf).pvalue > 0.01) == fits
+
+
+def test_kaiming_stays_within_its_bound(key):
+    samples = np.abs(registry.lookup("inits", "kaiming")()(key, 400, 8))
+    assert 0.99 / 20 < samples.max() <= 1 / 20
+
+
+@pytest.mark.parametrize("name", registry.available("inits"))
+def test_every_init_keeps_the_contract(name, key):
+    draw = registry.lookup("inits", name)()
+    assert isinstance(draw, LoraInit)
+    value = draw(key, 12, 3)
+    assert value.shape == (12, 3)
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value).all()
+    np.testing.assert_array_equal(value, draw(key, 12, 3))
+    assert np.linalg.matrix_rank(value) == 3
+    assert not np.isclose(value, draw(rng.public_root(4321), 12, 3)).any()
+
+
+class Normalised(nnx.Module):
+    def __init__(self):
+        self.inner = nnx.List([nnx.BatchNorm(4, rngs=nnx.Rngs(0))])
+        self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 8}, r"method\.rank below the width 8 of layer blocks\.0\.query, got 8"),
+        ({"rank": 64}, r"below the width 8 .* got 64"),
+        ({"targets": ".*nothing"}, r"No layer matches method\.targets '\.\*nothing'"),
+        ({"layers": "7"}, r"No layer matches.*method\.layers '7'"),
+        ({"targets": "*query"}, r"Cannot read method\.targets '\*query' as a regular expression"),
+        ({"layers": "two"}, r"Expected method\.layers as all, 4-5 or 0,2,4, got 'two'"),
+        ({"head": "blocks.0.norm"}, r"No dense layer 'blocks\.0\.norm'.*'head'"),
+        ({"head": "classifier"}, r"No dense layer 'classifier'.*'head'"),
+        ({"model": Normalised(), "targets": "head"}, r"'inner\.0' is a BatchNorm.*LayerNorm"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(settings, message):
+    with pytest.raises(InputError, match=message):
+        injected(**settings)
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks"), [("all", None), ("3", {3}), ("4-6", {4, 5, 6}), ("0,2,4-5", {0, 2, 4, 5})]
+)
+def test_blocks_are_read_from_spans_and_lists(layers, blocks):
+    assert parse_blocks(layers) == blocks

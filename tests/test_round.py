@@ -1,0 +1,258 @@
+"""The compiled round against its twin in Python loops, and what must not change its numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ffalora_jax import registry
+from ffalora_jax.clipping import Blocks
+from ffalora_jax.cohort import Batch, Cohort
+from ffalora_jax.round import RoundState
+from tests import reference
+from tests.helpers import NOISE_SEED, drawn_rows, keys, prepared, run_rounds
+from ffalora_jax import rng
+
+FEDERATED = [m for m in registry.available("methods") if not registry.lookup("methods", m)().pooled]
+
+
+def twin_rounds(run, count):
+    """Runs rounds of the twin on the draws of the fast form."""
+    shared = run.state.adapters
+    flat_personal = reference.flat(run.state.personal)
+    clients = range(run.settings.num_clients)
+    personal = {k: {where: leaf[k] for where, leaf in flat_personal.items()} for k in clients}
+    if not flat_personal:
+        personal = {}
+    mechanism = run.mechanism
+    for round_index in range(count):
+        cohort = _cohort(run, round_index)
+        sizes = np.asarray(run.data.sizes, float)
+        shared, personal = reference.federated_round(
+            run.model.apply, run.frozen, reference.nested(reference.flat(shared)), personal, run.data, cohort,
+            [drawn_rows(run, round_index, client) for client in cohort],
+            weights=sizes if run.experiment.weighted else None,
+            secret=rng.secret_root(NOISE_SEED), round_index=round_index, clip_norm=mechanism.clip_norm,
+            noise_multipliers=np.asarray(run.numbers.noise_multiplier, float),
+            expected=run.experiment.batch_size, learning_rate=run.experiment.optimizer.learning_rate,
+        )
+        shared = reference.nested(shared)
+    return reference.flat(shared), personal
+
+
+def _cohort(run, round_index):
+    from ffalora_jax.cohort import cohort_capacity, draw_cohort
+
+    settings = run.settings
+    slots = cohort_capacity(settings.num_clients, settings.cohort_size, settings.cohort_sampling)
+    key = rng.stream(keys(run).public, rng.Purpose.COHORT, round_index)
+    cohort = draw_cohort(key, settings.num_clients, settings.cohort_size, settings.cohort_sampling, slots)
+    return [int(c) for c, real in zip(cohort.clients, cohort.is_real, strict=True) if real]
+
+
+def assert_close(state, twin, atol=1e-6):
+    shared, personal = twin
+    for where, leaf in reference.flat(state.adapters).items():
+        np.testing.assert_allclose(leaf, shared[where], atol=atol, rtol=1e-5)
+    for where, leaf in reference.flat(state.personal).items():
+        for client, mine in personal.items():
+            np.testing.assert_allclose(leaf[client], mine[where], atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mechanism", registry.available("mechanisms"))
+@pytest.mark.parametrize("method", FEDERATED)
+def test_compiled_round_equals_python_loops_with_clipping_active(method, mechanism):
+    run = prepared(method=method, mechanism=mechanism)
+    state, infos = run_rounds(run, 2)
+    clipped = np.asarray(infos[0].facts.clip.num_clipped).sum()
+    assert (clipped > 10) == (mechanism == "dp_sgd")
+    assert_close(state, twin_rounds(run, 2))
+
+
+@pytest.mark.parametrize("head", ["frozen", "personal"])
+def test_head_policies_equal_python_loops(head):
+    run = prepared(head=head)
+    state, _ = run_rounds(run, 2)
+    assert_close(state, twin_rounds(run, 2))
+    assert bool(jax.tree.leaves(state.personal)) == (head == "personal")
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_partial_cohorts_equal_python_loops(sampling, weighted):
+    run = prepared(cohort_size=2, sampling=sampling, weighted=weighted)
+    state, infos = run_rounds(run, 3)
+    assert not np.asarray(infos[0].took_part).all()
+    assert_close(state, twin_rounds(run, 3))
+
+
+def test_personal_leaves_of_absent_clients_stay_as_they_were():
+    run = prepared(method="local_only", cohort_size=2)
+    state, infos = run_rounds(run, 1)
+    absent = ~np.asarray(infos[0].took_part[0])
+    for before, after in zip(jax.tree.leaves(run.state.personal), jax.tree.leaves(state.personal), strict=True):
+        np.testing.assert_array_equal(np.asarray(before)[absent], np.asarray(after)[absent])
+        assert (np.asarray(before)[~absent] != np.asarray(after)[~absent]).any()
+
+
+@pytest.mark.parametrize("chunk", ["2", "3", "4"])
+def test_chunk_does_not_change_the_numbers_over_ten_rounds(chunk):
+    one, _ = run_rounds(prepared(chunk="1"), 10)
+    other, _ = run_rounds(prepared(chunk=chunk), 10)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [Blocks(3, (8, 16)), Blocks(1, (16,)), Blocks(10_000, (16,))])
+def test_blocks_and_widths_do_not_change_the_numbers(blocks):
+    run = prepared()
+    one, _ = run_rounds(run, 3)
+    other, _ = run_rounds(run._replace(blocks=blocks), 3)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_rounds_in_one_call_and_one_at_a_time_are_the_same_bits():
+    run = prepared()
+    at_once, _ = run_rounds(run, 3)
+    rounds, state = run.rounds(), run.state
+    for _ in range(3):
+        state, _ = rounds(keys(run), state, run.frozen, run.data, run.numbers, jnp.int32(1))
+    for a, b in zip(jax.tree.leaves(at_once), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_later_and_shorter_calls_do_not_compile_again():
+    run = prepared()
+    rounds, state = run.rounds(), run.state
+    for count in (3, 1, 2, 3):
+        state, _ = rounds(keys(run), state, run.frozen, run.data, run.numbers, jnp.int32(count))
+    assert rounds._cache_size() == 1
+    assert int(state.round_index) == 9
+
+
+def test_given_batches_replace_the_draws():
+    run = prepared()
+    rows = [drawn_rows(run, 0, client) for client in range(4)]
+    batches = Batch(np.zeros((4, 2, run.plan.capacity), np.int32), np.zeros((4, 2, run.plan.capacity), bool))
+    for client, steps in enumerate(rows):
+        for step, mine in enumerate(steps):
+            batches.rows[client, step, : len(mine)] = mine
+            batches.is_real[client, step, : len(mine)] = True
+    given = jax.tree.map(jnp.asarray, batches)
+    step = jax.jit(run.round_step())
+    drawn, _ = step(keys(run), run.state, run.frozen, run.data, run.numbers)
+    same, _ = step(keys(run), run.state, run.frozen, run.data, run.numbers, given)
+    for a, b in zip(jax.tree.leaves(drawn), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_dropped_clients_change_nothing():
+    run = prepared()
+    step = jax.jit(run.round_step())
+
+    def with_cohort(clients, is_real):
+        cohort = Cohort(jnp.asarray(clients), jnp.asarray(is_real))
+        return step(keys(run), run.state, run.frozen, run.data, run.numbers, None, cohort)[0]
+
+    two = with_cohort([2, 0], [True, True])
+    padded = with_cohort([2, 1, 0, 3], [True, False, True, False])
+    for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(padded), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_order_of_clients_does_not_matter():
+    run = prepared()
+    step = jax.jit(run.round_step())
+    states = [
+        step(keys(run), run.state, run.frozen, run.data, run.numbers, None,
+             Cohort(jnp.asarray(order), jnp.ones(4, bool)))[0]
+        for order in ([0, 1, 2, 3], [3, 1, 0, 2])
+    ]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_round_without_any_client_keeps_the_servers_state():
+    run = prepared()
+    nobody = Cohort(jnp.arange(4), jnp.zeros(4, bool))
+    after, info = jax.jit(run.round_step())(
+        keys(run), run.state, run.frozen, run.data, run.numbers, None, nobody
+    )
+    for a, b in zip(jax.tree.leaves(run.state.adapters), jax.tree.leaves(after.adapters), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.asarray(info.took_part).any()
+
+
+def test_one_client_and_one_step_is_centralised_sgd():
+    run = prepared(mechanism="none", clients=1)
+    rows = drawn_rows(run, 0, 0)[0]
+
+    def mean_loss(leaves):
+        joined = {**run.frozen.adapters}
+        for layer, found in leaves.items():
+            joined[layer] = {**joined.get(layer, {}), **found}
+        inputs = {name: leaf[jnp.asarray(rows)] for name, leaf in run.data.inputs.items()}
+        logits = run.model.apply(run.frozen.backbone, joined, **inputs)
+        labels = run.data.labels[jnp.asarray(rows)]
+        picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        return jnp.sum(jax.nn.logsumexp(logits, axis=1) - picked) / run.experiment.batch_size
+
+    gradient = jax.grad(mean_loss)(run.state.adapters)
+    rate = run.experiment.optimizer.learning_rate
+    expected = jax.tree.map(lambda leaf, g: leaf - rate * g, run.state.adapters, gradient)
+    numbers = run.experiment.replace(local_steps=1)
+    after, _ = jax.jit(run._replace(experiment=numbers).round_step())(
+        keys(run), run.state, run.frozen, run.data, run.numbers
+    )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(after.adapters), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_infinite_clip_and_zero_noise_is_plain_sgd():
+    plain, _ = run_rounds(prepared(mechanism="none"), 3)
+    run = prepared(clip_norm=1e12)
+    quiet = run.numbers._replace(noise_multiplier=jnp.zeros(4))
+    limit, _ = run_rounds(run._replace(numbers=quiet), 3)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(limit), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_an_unnoised_personal_head_would_be_caught():
+    """The head's noise is part of the vector: without it the personal head follows one example exactly."""
+    run = prepared(head="personal")
+    state, _ = run_rounds(run, 1)
+    quiet = run._replace(numbers=run.numbers._replace(noise_multiplier=jnp.zeros(4)))
+    silent, _ = run_rounds(quiet, 1)
+    for name in ("head_kernel", "head_bias"):
+        moved = np.asarray(state.personal["head"][name] - silent.personal["head"][name])
+        # lr * sigma * C / B a step, two steps; far from zero in every single entry's scale.
+        stddev = 0.4 * 0.8 * 0.7 / 4 * np.sqrt(2)
+        assert 0.4 * stddev < moved.std() < 2.5 * stddev
+
+
+def test_a_broken_example_neither_spreads_nor_stops_the_round():
+    run = prepared()
+    row = drawn_rows(run, 0, 0)[0][0]
+    inputs = {**run.data.inputs, "scale": jnp.ones(run.data.labels.shape).at[row].set(jnp.nan)}
+
+    def apply(backbone, adapters, scale, **inputs):
+        return run.model.apply(backbone, adapters, **inputs) * scale
+
+    broken = run._replace(
+        data=run.data._replace(inputs=inputs), model=run.model._replace(apply=apply)
+    )
+    state, info = jax.jit(broken.round_step())(
+        keys(run), run.state, run.frozen, broken.data, run.numbers
+    )
+    assert np.asarray(info.facts.clip.num_broken).sum() >= 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.adapters))
+
+
+def test_state_holds_no_frozen_factor():
+    run = prepared()
+    assert isinstance(run.state, RoundState)
+    names = {name for found in run.state.adapters.values() for name in found}
+    assert names == {"lora_b", "head_kernel", "head_bias"}
+    frozen = {name for found in run.frozen.adapters.values() for name in found}
+    assert frozen == {"lora_a"}

@@ -1,0 +1,269 @@
+"""A run as a whole: resume to the same bits, stops, budgets, folders, prediction."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import ffalora_jax as ffa
+from ffalora_jax import cli, simulation
+from ffalora_jax.adapter_file import ADAPTER
+from ffalora_jax.config import Experiment
+from ffalora_jax.errors import InputError
+from ffalora_jax.experiment_file import from_table
+
+TINY = {
+    "rounds": 6,
+    "local_steps": 2,
+    "batch_size": 8,
+    "noise_seed": 11,
+    "evaluate_every": 2,
+    "data": {"name": "synthetic", "max_examples": 240},
+    "model": {"name": "tiny", "max_tokens": 12},
+    "method": {"rank": 2},
+    "privacy": {"noise_multiplier": 1.0},
+}
+
+
+def tiny(**changes) -> Experiment:
+    return from_table(TINY).replace(**changes)
+
+
+def timeless(run):
+    """The lines of metrics.jsonl without what the clock decides."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics]
+
+
+def same_bits(one, other):
+    a, b = (load_file(run.path / "adapter" / ADAPTER) for run in (one, other))
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    return ffa.simulate(tiny(), out=tmp_path_factory.mktemp("runs") / "whole")
+
+
+class StopAfter:
+    """An observer that sends Ctrl-C once a round is done."""
+
+    def __init__(self, rounds):
+        self.rounds = rounds
+
+    def __call__(self, event):
+        if event.line is not None and event.rounds_done == self.rounds:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_a_run_stopped_by_ctrl_c_and_resumed_ends_in_the_same_bits(whole, tmp_path, rounds):
+    with pytest.raises(simulation.Interrupted, match="ffalora resume"):
+        ffa.simulate(tiny(), out=tmp_path / "cut", observe=StopAfter(rounds))
+    assert len(ffa.load_run(tmp_path / "cut").metrics) < 6
+    resumed = ffa.resume(tmp_path / "cut")
+    assert same_bits(whole, resumed)
+    assert timeless(resumed) == timeless(whole)
+    assert resumed.privacy == whole.privacy
+    assert resumed.communication == whole.communication
+
+
+def test_a_run_killed_in_the_middle_and_resumed_ends_in_the_same_bits(whole, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(out), json.dumps(TINY)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if out.exists() and (out / "metrics.jsonl").read_text().count("\n") >= 2:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    resumed = ffa.resume(out)
+    assert same_bits(whole, resumed)
+    assert timeless(resumed) == timeless(whole)
+
+
+KILLED = """
+import json, sys, time
+import ffalora_jax as ffa
+from ffalora_jax.experiment_file import from_table
+ffa.simulate(from_table(json.loads(sys.argv[2])), out=sys.argv[1],
+             observe=lambda event: time.sleep(0.3 if event.line else 0))
+"""
+
+
+def test_every_kind_of_state_survives_a_stop(tmp_path):
+    changes = {"model.head": "personal", "optimizer.name": "adam", "optimizer.learning_rate": 0.01,
+               "cohort_size": 2, "rounds": 4}
+    at_once = ffa.simulate(tiny(**changes), out=tmp_path / "whole")
+    with pytest.raises(simulation.Interrupted):
+        ffa.simulate(tiny(**changes), out=tmp_path / "cut", observe=StopAfter(1))
+    resumed = ffa.resume(tmp_path / "cut")
+    assert same_bits(at_once, resumed)
+    assert timeless(resumed) == timeless(at_once)
+    one, other = (load_file(r.path / "adapter" / "personal.safetensors") for r in (at_once, resumed))
+    assert all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_adding_rounds_carries_the_ledger_over(whole, tmp_path):
+    short = ffa.simulate(tiny(rounds=4), out=tmp_path / "short")
+    longer = ffa.resume(tmp_path / "short", rounds=2)
+    assert same_bits(whole, longer)
+    assert longer.epsilon == pytest.approx(whole.epsilon)
+    assert longer.epsilon > short.epsilon
+    assert "test_accuracy" not in longer.metrics[3]
+    assert "test_accuracy" in longer.metrics[5]
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(whole):
+    before = (whole.path / "metrics.jsonl").read_bytes()
+    said = []
+    ffa.resume(whole.path, observe=lambda event: said.append(event.stage))
+    assert any("nothing to do" in stage for stage in said)
+    assert (whole.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_stops_before_the_budget_is_passed_and_goes_on_with_a_larger_one(whole, tmp_path, capsys):
+    budget = (whole.metrics[2]["epsilon"] + whole.metrics[3]["epsilon"]) / 2
+    out = tmp_path / "budget"
+    run = ffa.simulate(tiny(**{"privacy.epsilon": budget}), out=out)
+    assert len(run.metrics) == 3
+    assert run.epsilon <= budget
+    assert run.privacy["stopped_at_budget"]
+    assert run.accuracy is not None
+    assert cli.main(["resume", str(out)]) == cli.BUDGET
+    assert "--epsilon" in capsys.readouterr().err
+    assert cli.main(["resume", str(out), "--epsilon", "100"]) == cli.DONE
+    assert same_bits(whole, ffa.load_run(out))
+
+
+def test_a_budget_that_not_even_one_round_keeps_to_is_refused(tmp_path):
+    with pytest.raises(InputError, match="One round alone"):
+        ffa.simulate(tiny(**{"privacy.epsilon": 0.01}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_same_seeds_give_the_same_adapter_and_other_noise_another(whole, tmp_path):
+    assert same_bits(whole, ffa.simulate(tiny(), out=tmp_path / "same"))
+    assert not same_bits(whole, ffa.simulate(tiny(noise_seed=12), out=tmp_path / "noise"))
+
+
+def test_without_a_noise_seed_every_run_is_different_and_releasable(tmp_path):
+    runs = [ffa.simulate(tiny(noise_seed=None, rounds=1), out=tmp_path / name) for name in "ab"]
+    assert not same_bits(*runs)
+    assert all(run.privacy["releasable"] for run in runs)
+
+
+def test_the_noise_seed_stays_in_the_owners_checkpoints(whole):
+    secret = str(TINY["noise_seed"])
+    assert not whole.privacy["releasable"]
+    assert "reproducible, not releasable" in (whole.path / "report.html").read_text()
+    assert "noise_seed" not in (whole.path / "experiment.toml").read_text()
+    assert (whole.path / "checkpoints").stat().st_mode & 0o077 == 0
+    inside = [p for p in (whole.path / "checkpoints").rglob("*") if p.is_file()]
+    assert inside
+    assert all(path.stat().st_mode & 0o077 == 0 for path in inside)
+    environment = json.loads((whole.path / "environment.json").read_text())
+    assert secret not in {str(value) for value in environment.values()}
+
+
+def test_bytes_are_those_of_the_leaves_that_are_sent(whole):
+    tensors = load_file(whole.path / "adapter" / ADAPTER)
+    sent = sum(x.nbytes for name, x in tensors.items() if not name.endswith("lora_a"))
+    assert whole.communication["bytes_up_per_participation"] == sent
+    assert whole.communication["bytes_total"] == 2 * sent * 4 * 6
+    assert sum(line["bytes_up"] for line in whole.metrics) == sent * 4 * 6
+
+
+def test_ffa_sends_half_of_the_factors_that_plain_lora_sends(tmp_path):
+    sizes = {}
+    for method in ("ffa_lora", "fedavg_lora", "local_only", "freeze_b"):
+        run = ffa.simulate(
+            tiny(rounds=1, **{"method.name": method, "model.head": "frozen"}), out=tmp_path / method
+        )
+        sizes[method] = run.communication["bytes_up"]
+    assert sizes["ffa_lora"] * 2 == sizes["fedavg_lora"]
+    assert sizes["freeze_b"] == sizes["ffa_lora"]
+    assert sizes["local_only"] == 0
+
+
+def test_centralized_pools_the_data_and_local_only_shares_nothing(tmp_path):
+    pooled = ffa.simulate(tiny(rounds=1, **{"method.name": "centralized"}), out=tmp_path / "pooled")
+    assert [c["name"] for c in pooled.privacy["clients"]] == ["everyone"]
+    assert pooled.privacy["clients"][0]["sampling_probability"] == pytest.approx(32 / 168)
+    assert len(pooled.metrics[-1]["test_accuracy_per_client"]) == 4
+    alone = ffa.simulate(tiny(rounds=1, **{"method.name": "local_only"}), out=tmp_path / "alone")
+    with pytest.raises(InputError, match="site_0"):
+        alone.predict(["good film"])
+    assert len(alone.predict(["good film"], client="site_2")) == 1
+
+
+def test_predictions_are_those_that_were_evaluated(whole, tmp_path):
+    experiment = whole.experiment
+    from ffalora_jax.prepare import prepare
+
+    run = prepare(experiment)
+    rows = np.concatenate(run.owners.test)
+    texts = [run.dataset.inputs["text"][row] for row in rows]
+    found = [run.dataset.class_names.index(p.label) for p in whole.predict(texts)]
+    accuracy = np.mean(np.array(found) == run.dataset.labels[rows])
+    assert accuracy == pytest.approx(whole.accuracy)
+    assert sum(whole.predict(texts[:1])[0].probabilities.values()) == pytest.approx(1)
+
+
+def test_python_data_of_every_kind_gives_the_same_run(tmp_path):
+    import datasets
+    import pandas as pd
+
+    draw = np.random.default_rng(0)
+    columns = {
+        "text": [f"{'good' if i % 2 else 'bad'} film {draw.integers(9)}" for i in range(120)],
+        "label": ["up" if i % 2 else "down" for i in range(120)],
+        "site": [f"s{i % 3}" for i in range(120)],
+    }
+    experiment = tiny(rounds=1, **{"data.client": "site"})
+    kinds = {
+        "lists": columns,
+        "numpy": {name: np.array(values) for name, values in columns.items()},
+        "pandas": pd.DataFrame(columns),
+        "datasets": datasets.Dataset.from_dict(columns),
+    }
+    runs = [ffa.simulate(experiment, data, out=tmp_path / name) for name, data in kinds.items()]
+    assert all(same_bits(runs[0], run) for run in runs[1:])
+    assert set(runs[0].predict(["good film"])[0].probabilities) == {"up", "down"}
+
+
+@pytest.mark.parametrize(("mechanism", "points"), [("none", 0.2), ("dp_sgd", 0.12)])
+def test_tiny_learns_the_synthetic_rule(tmp_path, mechanism, points):
+    settings = {"data.name": "synthetic", "model.name": "tiny", "privacy.mechanism": mechanism}
+    run = ffa.simulate(Experiment(noise_seed=4).replace(**settings), out=tmp_path / "run")
+    assert run.accuracy > run.metrics[-1]["majority_accuracy"] + points
+    assert run.epsilon is None if mechanism == "none" else 5.9 < run.epsilon <= 6
+
+
+def test_the_report_opens_with_the_answer_and_escapes_names(tmp_path):
+    experiment = tiny(rounds=1, name="<script>alert(1)</script>")
+    run = ffa.simulate(experiment, out=tmp_path / "run")
+    page = (run.path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "://" not in page.replace("http://www.w3.org/", "")
+    body = page[page.index("<body>") :]
+    assert body.index("of unseen texts correctly") < body.index("<table")
+    both = ffa.write_report([run, run], tmp_path / "both.html").read_text()
+    assert "Compared on the same data" in both
+
+
+def test_the_round_is_compiled_once_for_calls_of_all_lengths(tmp_path):
+    # Compiled ahead of time, the executable would refuse arguments of another shape.
+    run = ffa.simulate(tiny(rounds=5, evaluate_every=4), out=tmp_path / "run")
+    assert [line["accuracy"] is not None for line in run.metrics] == [False] * 3 + [True, True]
+    assert jax.process_count() == 1
