@@ -1,0 +1,1 @@
+"""Tests that every member of a shelf passes by existing."""
