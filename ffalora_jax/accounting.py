@@ -11,13 +11,16 @@ import functools
 import hashlib
 import json
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ffalora_jax import cache
 from ffalora_jax.errors import InputError, between, one_of, positive
 
 NEIGHBOURS = "add or remove one example (zero-out, the number of examples is public)"
-_COARSE, _FINE = 1e-3, 1e-4  # PLD grid; any grid gives an upper bound, small epsilons want the fine one
+_COARSE, _FINE = (
+    1e-3,
+    1e-4,
+)  # PLD grid; any grid gives an upper bound, small epsilons want the fine one
 PLD_SMALLEST_DELTA = 1e-15
 
 
@@ -167,7 +170,9 @@ def _check(draw: Sampling, delta: float, accountant: str) -> None:
     one_of(("pld", "rdp"), accountant=accountant)
     between(0, 1, delta=delta)
     if accountant == "rdp" and draw.capacity is not None:
-        raise InputError("RDP cannot price a capped draw: use accountant pld, or leave capacity out.")
+        raise InputError(
+            "RDP cannot price a capped draw: use accountant pld, or leave capacity out."
+        )
     if accountant == "pld" and delta <= PLD_SMALLEST_DELTA:
         raise InputError(
             f"PLD cannot resolve delta {delta:g} (it gives infinity at 1e-15 and below): use "
@@ -195,7 +200,9 @@ def _compute(draw, noise_multiplier, steps, delta, accountant, interval) -> floa
         ledger = rdp.RdpAccountant()
         ledger.compose(dp_accounting.SelfComposedDpEvent(event_of(draw, noise_multiplier), steps))
         return float(ledger.get_epsilon(delta))
-    return float(_base_pld(draw, noise_multiplier, interval).self_compose(steps).get_epsilon_for_delta(delta))
+    return float(
+        _base_pld(draw, noise_multiplier, interval).self_compose(steps).get_epsilon_for_delta(delta)
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -204,7 +211,7 @@ def _base_pld(draw: Sampling, noise_multiplier: float, interval: float):
     import dp_accounting
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    event = event_of(draw, noise_multiplier)
+    event: Any = event_of(draw, noise_multiplier)
     if isinstance(event, dp_accounting.TruncatedSubsampledGaussianDpEvent):
         return pld.from_truncated_subsampled_gaussian_mechanism(
             dataset_size=event.dataset_size,

@@ -46,7 +46,10 @@ def _read(file: Path) -> Adapters:
         tensors = load_file(file)
     except SafetensorError as error:
         raise InputError(f"{file} is not a safetensors file ({error}).") from None
-    parts = ({name.rpartition(".")[0]: {name.rpartition(".")[2]: jnp.asarray(x)}} for name, x in tensors.items())
+    parts = (
+        {name.rpartition(".")[0]: {name.rpartition(".")[2]: jnp.asarray(x)}}
+        for name, x in tensors.items()
+    )
     return leaves.merge(*parts)
 
 

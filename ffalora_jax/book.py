@@ -17,7 +17,9 @@ FINAL_FIELDS = ("test_accuracy", "test_accuracy_per_client", "majority_accuracy"
 class Book:
     """Keeps count of participations and bytes; on a run that goes on, drops what was not saved."""
 
-    def __init__(self, run: Prepared, folder: RunFolder, epsilons, given_seed: bool, ledger: Ledger):
+    def __init__(
+        self, run: Prepared, folder: RunFolder, epsilons, given_seed: bool, ledger: Ledger
+    ):
         self.run, self.folder, self.epsilons, self.given_seed = run, folder, epsilons, given_seed
         self.planned = ledger.planned_rounds
         kept = [line for line in folder.metrics() if line["round_index"] < ledger.rounds_done]
@@ -36,7 +38,9 @@ class Book:
         """Bytes of all messages so far, both ways."""
         return int(self.participations.sum()) * (self.up + self.down)
 
-    def lines(self, infos: RoundInfo, done: int, count: int, seconds: float) -> list[dict[str, Any]]:
+    def lines(
+        self, infos: RoundInfo, done: int, count: int, seconds: float
+    ) -> list[dict[str, Any]]:
         """Returns one line of metrics.jsonl for each round of a call."""
         infos = jax.tree.map(np.asarray, infos)
         found = []

@@ -69,7 +69,9 @@ class Checkpoints:
         """Returns the ledger of the newest checkpoint that can be read."""
         for step in self.steps():
             with contextlib.suppress(Exception):
-                found = self._manager.restore(step, args=ocp.args.Composite(ledger=ocp.args.JsonRestore()))
+                found = self._manager.restore(
+                    step, args=ocp.args.Composite(ledger=ocp.args.JsonRestore())
+                )
                 return _ledger(found["ledger"])
         return None
 
@@ -96,7 +98,11 @@ class Checkpoints:
 
 
 def _as_tree(state: RoundState) -> dict[str, Any]:
-    return {"adapters": state.adapters, "personal": state.personal, "round_index": state.round_index}
+    return {
+        "adapters": state.adapters,
+        "personal": state.personal,
+        "round_index": state.round_index,
+    }
 
 
 def _ledger(found: dict[str, Any]) -> Ledger:

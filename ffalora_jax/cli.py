@@ -3,13 +3,14 @@
 Imports nothing heavy before it knows what is asked: ``ffalora --help`` and ``ffalora privacy`` load no JAX.
 """
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
 
+from ffalora_jax import cli_privacy
 from ffalora_jax._version import __version__
+from ffalora_jax.cli_privacy import parser_of
 from ffalora_jax.errors import InputError, nearest
 
 DONE, FAILED, BAD_INPUT, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
-            raise InputError(f"No command {command!r}: there are {known}.{nearest(command, COMMANDS)}")
+            raise InputError(
+                f"No command {command!r}: there are {known}.{nearest(command, COMMANDS)}"
+            )
         return COMMANDS[command](rest)
     except InputError as error:
         print(f"ffalora: {' '.join(str(error).split())}", file=sys.stderr)
@@ -62,17 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return DONE
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argparse, with our form of error."""
-
-    def error(self, message: str):
-        raise InputError(f"{message[:1].upper()}{message[1:]}: see `{self.prog} --help`.")
-
-
-def _parser(command: str, description: str) -> _Parser:
-    return _Parser(prog=f"ffalora {command}", description=description, allow_abbrev=False)
 
 
 def _run(arguments: list[str]) -> int:
@@ -88,11 +80,13 @@ def _run(arguments: list[str]) -> int:
 
 
 def _resume(arguments: list[str]) -> int:
-    parser = _parser("resume", "Go on with a run, to the same bits as if it had not stopped.")
+    parser = parser_of("resume", "Go on with a run, to the same bits as if it had not stopped.")
     parser.add_argument("run", help="folder of the run")
     parser.add_argument("--rounds", type=int, default=0, help="rounds to add to those planned")
     parser.add_argument("--epsilon", type=float, help="a larger privacy budget, for added rounds")
-    parser.add_argument("--data.path", dest="data_path", help="where the data lies now, if it was moved")
+    parser.add_argument(
+        "--data.path", dest="data_path", help="where the data lies now, if it was moved"
+    )
     asked = parser.parse_args(arguments)
     use_jax()
     from ffalora_jax import console, simulation
@@ -126,9 +120,13 @@ def _finish(run) -> int:
 
 
 def _predict(arguments: list[str]) -> int:
-    parser = _parser("predict", "Label new texts with a run's model; prints label and probabilities.")
+    parser = parser_of(
+        "predict", "Label new texts with a run's model; prints label and probabilities."
+    )
     parser.add_argument("run", help="folder of the run")
-    parser.add_argument("--input", required=True, help="CSV with a header, or any other file: a text a line")
+    parser.add_argument(
+        "--input", required=True, help="CSV with a header, or any other file: a text a line"
+    )
     parser.add_argument("--text", help="CSV: column with the text (default: the run's)")
     parser.add_argument("--text-pair", help="CSV: column with the second text, for runs on pairs")
     parser.add_argument("--client", help="whose personal leaves to use, if the run has some")
@@ -140,7 +138,9 @@ def _predict(arguments: list[str]) -> int:
 
     run = load_run(asked.run)
     data = run.experiment.data
-    texts, pairs = read_texts(asked.input, asked.text or data.text, asked.text_pair or data.text_pair)
+    texts, pairs = read_texts(
+        asked.input, asked.text or data.text, asked.text_pair or data.text_pair
+    )
     found = run.predict(texts, pairs, asked.client)
     if asked.json:
         print(json.dumps({"predictions": [one._asdict() for one in found]}))
@@ -171,9 +171,15 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = _parser("report", "Write one self-contained HTML page about a run, or comparing several.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; the first is shown in full")
-    parser.add_argument("--out", help="file to write (default: report.html in the first run's folder)")
+    parser = parser_of(
+        "report", "Write one self-contained HTML page about a run, or comparing several."
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; the first is shown in full"
+    )
+    parser.add_argument(
+        "--out", help="file to write (default: report.html in the first run's folder)"
+    )
     asked = parser.parse_args(arguments)
     from ffalora_jax.loaded_run import load_run
     from ffalora_jax.report import write_report
@@ -183,56 +189,10 @@ def _report(arguments: list[str]) -> int:
     return DONE
 
 
-def _privacy(arguments: list[str]) -> int:
-    from ffalora_jax import accounting
-
-    parser = _parser(
-        "privacy",
-        "What Poisson-sampled DP-SGD costs: epsilon from a noise multiplier, or the other way round.",
-    )
-    parser.add_argument("--num-examples", type=int, required=True, help="examples of one client")
-    parser.add_argument("--batch-size", type=int, required=True, help="expected examples in a draw")
-    parser.add_argument("--steps", type=int, required=True, help="rounds x local steps, over the whole run")
-    parser.add_argument("--epsilon", type=float, help="budget; asks for the noise multiplier")
-    parser.add_argument("--noise-multiplier", type=float, help="noise stddev / clip norm; asks for epsilon")
-    parser.add_argument("--delta", type=float, default=1e-5, help="default 1e-5")
-    parser.add_argument("--accountant", choices=("pld", "rdp"), default="pld", help="pld is tighter")
-    parser.add_argument("--capacity", type=int, help="most examples in a draw, as runs cap it; default uncapped")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    asked = parser.parse_args(arguments)
-    if (asked.epsilon is None) == (asked.noise_multiplier is None):
-        raise InputError("Expected exactly one of --epsilon and --noise-multiplier: give the one you know.")
-    draw = accounting.sampling(asked.num_examples, asked.batch_size, asked.capacity)
-    if asked.steps < 1:
-        raise InputError(f"Expected --steps >= 1, got {asked.steps}.")
-    warning = accounting.check_delta(asked.delta, asked.num_examples)
-    sums = (asked.steps, asked.delta, asked.accountant)
-    sigma = asked.noise_multiplier
-    if sigma is None:
-        sigma = accounting.noise_for(draw, asked.epsilon, *sums)
-    answer = {
-        "epsilon": accounting.epsilon_of(draw, sigma, *sums),
-        "delta": asked.delta,
-        "noise_multiplier": sigma,
-        "sampling_probability": draw.probability,
-        "steps": asked.steps,
-        "accountant": asked.accountant,
-        "neighbours": accounting.NEIGHBOURS,
-    }
-    if asked.json:
-        print(json.dumps(answer))
-    else:
-        for name, value in answer.items():
-            print(f"{name:21} {value:.6g}" if isinstance(value, float) else f"{name:21} {value}")
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
-    return DONE
-
-
 def _list(arguments: list[str]) -> int:
     from ffalora_jax import registry
 
-    parser = _parser("list", "Print the names on a shelf, one a line.")
+    parser = parser_of("list", "Print the names on a shelf, one a line.")
     parser.add_argument("shelf", choices=sorted(registry.SHELVES))
     asked = parser.parse_args(arguments)
     print("\n".join(registry.available(asked.shelf)))
@@ -240,7 +200,9 @@ def _list(arguments: list[str]) -> int:
 
 
 def _init(arguments: list[str]) -> int:
-    parser = _parser("init", "Print a commented experiment with every setting: ffalora init > my.toml")
+    parser = parser_of(
+        "init", "Print a commented experiment with every setting: ffalora init > my.toml"
+    )
     parser.parse_args(arguments)
     from ffalora_jax.config import Experiment
     from ffalora_jax.experiment_file import to_toml
@@ -266,7 +228,7 @@ COMMANDS = {
     "predict": _predict,
     "evaluate": _evaluate,
     "report": _report,
-    "privacy": _privacy,
+    "privacy": cli_privacy.run,
     "list": _list,
     "init": _init,
 }

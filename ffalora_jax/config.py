@@ -146,9 +146,9 @@ class PrivacyConfig:
     ] = None
     delta: Annotated[float, Doc("probability with which the guarantee may fail, per client")] = 1e-5
     clip_norm: Annotated[float, Doc("L2 bound of one example's gradient, over all leaves")] = 1.0
-    accountant: Annotated[str, Doc("pld; rdp does not know capped draws, only `privacy` has it")] = (
-        "pld"
-    )
+    accountant: Annotated[
+        str, Doc("pld; rdp does not know capped draws, only `privacy` has it")
+    ] = "pld"
     capacity: Annotated[
         int | None, Doc("most examples a draw may hold; unset: batch_size + 6 sqrt(batch_size)")
     ] = None
@@ -248,7 +248,6 @@ class Experiment:
                 value = dataclasses.replace(getattr(result, table), **{setting: value})
             result = dataclasses.replace(result, **{table or setting: value})
         return result
-
 
     def resolved(self) -> "Experiment":
         """Returns a copy in which what was left open stands as it was used."""

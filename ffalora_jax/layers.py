@@ -32,8 +32,8 @@ def mean_pool(
 ) -> Float[Array, "*batch feature"]:
     """Mean of the real tokens' features (zero where there are none)."""
     total = jnp.sum(jnp.where(is_token[..., None], hidden, 0), axis=-2)
-    count = jnp.sum(is_token, axis=-1, keepdims=True).astype(hidden.dtype)
-    return total / jnp.maximum(count, 1)
+    count = jnp.sum(is_token, axis=-1, keepdims=True).astype(jnp.float32)
+    return total / jnp.maximum(count, 1).astype(hidden.dtype)
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

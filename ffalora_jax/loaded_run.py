@@ -60,7 +60,9 @@ class Run:
         """The classes, in the order of the logits."""
         return self._model.class_names
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None, client: str | None = None) -> list[Prediction]:
+    def predict(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, client: str | None = None
+    ) -> list[Prediction]:
         """Classifies texts with the run's model.
 
         Args:
@@ -79,7 +81,9 @@ class Run:
         logits = model.predict(model.frozen, adapters, tokens, np.arange(len(texts)))
         names = model.class_names
         return [
-            Prediction(names[int(row.argmax())], {n: float(p) for n, p in zip(names, row, strict=True)})
+            Prediction(
+                names[int(row.argmax())], {n: float(p) for n, p in zip(names, row, strict=True)}
+            )
             for row in softmax(logits.astype(np.float64))
         ]
 
@@ -96,7 +100,9 @@ class Run:
 
     @cached_property
     def _model(self) -> "_Model":
-        config = self.folder.read_json(f"adapter/{CONFIG}") if (self.path / "adapter").is_dir() else {}
+        config = (
+            self.folder.read_json(f"adapter/{CONFIG}") if (self.path / "adapter").is_dir() else {}
+        )
         shared, personal = load_adapter(self.path / "adapter")
         settings = self.experiment
         class_names = config["class_names"]
@@ -142,5 +148,7 @@ def load_run(path: str | Path) -> Run:
     """
     folder = RunFolder.open(path)
     if not (folder.path / "privacy.json").is_file():
-        raise InputError(f"The run in {str(path)!r} stopped before its first round was saved: start it again.")
+        raise InputError(
+            f"The run in {str(path)!r} stopped before its first round was saved: start it again."
+        )
     return Run(folder)

@@ -84,8 +84,13 @@ def inject(
             regular expression that does not compile, a head that is not a dense layer.
     """
     model = nnx.merge(*nnx.split(model))
+    model.eval()  # no dropout: its mask would be the same in every call
     _refuse_batch_statistics(model)
-    dense = {_dotted(path): module for path, module in nnx.iter_modules(model) if type(module) is nnx.Linear}
+    dense = {
+        _dotted(path): module
+        for path, module in nnx.iter_modules(model)
+        if type(module) is nnx.Linear
+    }
     chosen = _choose(dense, targets, layers, rank, head)
     scaling = lora_alpha / rank
     for path in chosen:
@@ -93,7 +98,9 @@ def inject(
     start: Adapters = {}
     if head is not None:
         if head not in dense:
-            raise InputError(f"No dense layer {head!r} to train as head: there are {sorted(dense)}.")
+            raise InputError(
+                f"No dense layer {head!r} to train as head: there are {sorted(dense)}."
+            )
         base = dense[head]
         bias = jax.numpy.zeros(base.out_features) if base.bias is None else base.bias[...]
         head_leaves = {"head_kernel": base.kernel[...], "head_bias": bias}
@@ -109,7 +116,10 @@ def inject(
             _put(tree, places[name], leaves)
         return nnx.merge(graph, tree, backbone)(*inputs, **named)
 
-    shapes = {name: {leaf: tuple(x.shape) for leaf, x in _get(nested, path).items()} for name, path in places.items()}
+    shapes = {
+        name: {leaf: tuple(x.shape) for leaf, x in _get(nested, path).items()}
+        for name, path in places.items()
+    }
     return LoraModel(apply, nnx.to_pure_dict(rest), shapes, start, scaling, rank)
 
 
@@ -120,7 +130,10 @@ def init_factors(model: LoraModel, draw: Callable, key: Array, factor: str) -> A
     """
     drawn: Adapters = {}
     for index, name in enumerate(sorted(lora_layers(model.shapes))):
-        features = {"lora_a": model.shapes[name]["lora_a"][0], "lora_b": model.shapes[name]["lora_b"][1]}
+        features = {
+            "lora_a": model.shapes[name]["lora_a"][0],
+            "lora_b": model.shapes[name]["lora_b"][1],
+        }
         value = draw(rng.stream(key, rng.Purpose.LORA_INIT, index), features[factor], model.rank)
         drawn[name] = {factor: value if factor == "lora_a" else value.T}
     return drawn
@@ -135,10 +148,13 @@ def _choose(dense: dict[str, nnx.Linear], targets: str, layers: str, rank: int, 
     try:
         pattern = re.compile(targets)
     except re.error as error:
-        raise InputError(f"Cannot read method.targets {targets!r} as a regular expression: {error}.") from None
+        raise InputError(
+            f"Cannot read method.targets {targets!r} as a regular expression: {error}."
+        ) from None
     blocks = parse_blocks(layers)
     chosen = [
-        name for name in dense
+        name
+        for name in dense
         if pattern.fullmatch(name) and name != head and (blocks is None or _block(name) in blocks)
     ]
     if not chosen:

@@ -60,7 +60,9 @@ def assign(dataset: Dataset, config: PartitionConfig, seed: int) -> list[np.ndar
     return [np.sort(rows) for rows in owned]
 
 
-def split(dataset: Dataset, owned: Sequence[np.ndarray], config: PartitionConfig, seed: int) -> Owners:
+def split(
+    dataset: Dataset, owned: Sequence[np.ndarray], config: PartitionConfig, seed: int
+) -> Owners:
     """Cuts each client's rows into train, validation and test, class by class where possible."""
     parts: list[list[np.ndarray]] = [[], [], []]
     for client, rows in enumerate(owned):
@@ -71,7 +73,11 @@ def split(dataset: Dataset, owned: Sequence[np.ndarray], config: PartitionConfig
         cuts = np.split(order, [test, test + validation])
         for part, cut in zip(parts, (cuts[2], cuts[1], cuts[0]), strict=True):
             part.append(np.sort(cut))
-    names = dataset.client_names if config.name == "natural" else tuple(f"client_{k}" for k in range(len(owned)))
+    names = (
+        dataset.client_names
+        if config.name == "natural"
+        else tuple(f"client_{k}" for k in range(len(owned)))
+    )
     return Owners(names, *parts)
 
 
@@ -81,7 +87,9 @@ def class_table(dataset: Dataset, owned: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(counts)
 
 
-def _class_shares(dataset: Dataset, config: PartitionConfig, draw: np.random.Generator) -> np.ndarray:
+def _class_shares(
+    dataset: Dataset, config: PartitionConfig, draw: np.random.Generator
+) -> np.ndarray:
     """Returns each client's weight in each class: client k gets P[k, c] / sum_k P[k, c] of class c."""
     if config.name == "dirichlet":
         alpha = np.full(config.num_clients, config.dirichlet_alpha)

@@ -14,7 +14,9 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
 
 
-def read_texts(path: str | Path, text: str, text_pair: str | None) -> tuple[list[str], list[str] | None]:
+def read_texts(
+    path: str | Path, text: str, text_pair: str | None
+) -> tuple[list[str], list[str] | None]:
     """Reads texts (and second texts): columns of a CSV file, or the lines of any other.
 
     Raises:
@@ -27,7 +29,9 @@ def read_texts(path: str | Path, text: str, text_pair: str | None) -> tuple[list
             for name in filter(None, (text, text_pair)):
                 if name not in columns:
                     there = ", ".join(map(repr, columns))
-                    raise InputError(f"No column {name!r} in {path}: there are {there}. Use --text COLUMN.")
+                    raise InputError(
+                        f"No column {name!r} in {path}: there are {there}. Use --text COLUMN."
+                    )
             texts, pairs = columns[text], columns[text_pair] if text_pair else None
         else:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -49,8 +53,9 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
     """
     if isinstance(data, DataConfig):
         data = dataclasses.replace(data, client=None)
-        data = registry.lookup("datasets", data.name)(data, run.experiment.seed)
-    dataset: Dataset = data
+        dataset = registry.lookup("datasets", data.name)(data, run.experiment.seed)
+    else:
+        dataset = data
     truth = np.array([dataset.class_names[label] for label in dataset.labels])
     known = run.class_names
     strange = sorted(set(truth) - set(known))
@@ -64,7 +69,10 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
         "accuracy": float(right.mean()),
         "num_examples": len(right),
         "per_class": {
-            name: {"accuracy": float(right[truth == name].mean()), "num_examples": int((truth == name).sum())}
+            name: {
+                "accuracy": float(right[truth == name].mean()),
+                "num_examples": int((truth == name).sum()),
+            }
             for name in known
             if (truth == name).any()
         },

@@ -1,7 +1,7 @@
 """Model names, hub names and directories to loaded NNX models; safetensors only.
 
 Every missing, extra or misshapen tensor is in one error. Where a named model is looked for, in this order:
-the Hugging Face cache or hub (three seconds), the verified copy kept here, a package of the Python index.
+the verified copy kept here, the Hugging Face cache or hub (three seconds), a package of the Python index.
 """
 
 import json
@@ -41,20 +41,28 @@ def load(name: str, num_classes: int, seed: int) -> Loaded:
     Raises:
         InputError: nothing of that name, no source answers, files that do not fit.
     """
-    if Path(name).is_dir() or "/" in name or name.startswith("."):
+    if name not in registry.available("models") and (Path(name).is_dir() or "/" in name):
         return _from_directory(_directory_of(name), num_classes, seed, name)
     member: Model = registry.lookup("models", name)()
     if member.source is not None:
-        return _from_directory(locate(name, member.source), num_classes, seed, member.source.hub_name)
+        return _from_directory(
+            locate(name, member.source), num_classes, seed, member.source.hub_name
+        )
     if member.config is None:
-        raise InputError(f"Model {name!r} is a family: give the directory or hub name of a checkpoint.")
+        raise InputError(
+            f"Model {name!r} is a family: give the directory or hub name of a checkpoint."
+        )
     family: Model = registry.lookup("models", member.family)()
     model = family.build(member.config, num_classes, _rngs(seed, rng.Purpose.BACKBONE))
     made_from = f"random from public seed {seed}"
-    return Loaded(model, hash_tokenizer(member.config["vocab_size"]), family.targets, made_from, name)
+    return Loaded(
+        model, hash_tokenizer(member.config["vocab_size"]), family.targets, made_from, name
+    )
 
 
-def load_pretrained(directory: str | Path, num_classes: int | None = None, seed: int = 0) -> nnx.Module:
+def load_pretrained(
+    directory: str | Path, num_classes: int | None = None, seed: int = 0
+) -> nnx.Module:
     """Loads a checkpoint folder (config.json, model.safetensors) into a model that returns logits.
 
     ``model(input_ids, attention_mask) -> (..., num_classes)``. A checkpoint for sequence classification
@@ -66,7 +74,9 @@ def load_pretrained(directory: str | Path, num_classes: int | None = None, seed:
     directory = Path(directory)
     config = _read_config(directory)
     family = _family_of(config, directory)
-    brings_head = any(name.endswith("ForSequenceClassification") for name in config["architectures"])
+    brings_head = any(
+        name.endswith("ForSequenceClassification") for name in config["architectures"]
+    )
     own_classes = _num_labels(config)
     classes = num_classes or own_classes
     model = nnx.eval_shape(lambda: family.build(config, classes, nnx.Rngs(0)))
@@ -84,7 +94,9 @@ def new_head(shapes: dict, seed: int) -> dict:
     """Draws a head's leaves from the public seed: kernel N(0, 0.02^2), bias zero."""
     key = rng.stream(rng.public_root(seed), rng.Purpose.HEAD)
     return {
-        path: 0.02 * jax.random.normal(key, leaf.shape) if path[-1] == "kernel" else jnp.zeros(leaf.shape)
+        path: 0.02 * jax.random.normal(key, leaf.shape)
+        if path[-1] == "kernel"
+        else jnp.zeros(leaf.shape)
         for path, leaf in shapes.items()
     }
 
@@ -123,7 +135,9 @@ def locate(name: str, source: Source) -> Path:
 def _beside_weights(members: dict[str, bytes], source: Source) -> dict[str, bytes]:
     """Returns the wanted files of the folder that holds the weights."""
     home = next((Path(path).parent for path in members if Path(path).name == WEIGHTS), Path())
-    return {name: members[str(home / name)] for name in source.sha256 if str(home / name) in members}
+    return {
+        name: members[str(home / name)] for name in source.sha256 if str(home / name) in members
+    }
 
 
 def _directory_of(name: str) -> Path:
@@ -159,7 +173,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"Cannot read {file}: {error.strerror}. Expected a checkpoint folder.") from None
+        raise InputError(
+            f"Cannot read {file}: {error.strerror}. Expected a checkpoint folder."
+        ) from None
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}).") from None
     if not isinstance(config, dict) or not isinstance(config.get("architectures"), list):
@@ -188,14 +204,16 @@ def _read_weights(file: Path, family: Model, wanted: dict) -> tuple[dict, list[s
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
-        others = sorted(path.name for path in file.parent.glob("*") if path.suffix in {".bin", ".pt", ".h5"})
+        others = sorted(
+            path.name for path in file.parent.glob("*") if path.suffix in {".bin", ".pt", ".h5"}
+        )
         hint = f" (there is {', '.join(others)}, which could run code: not read)" if others else ""
         raise InputError(f"No {file.name} in {file.parent}{hint}: save the model as safetensors.")
     parts = {path[0] for path in wanted}
     found, problems = {}, []
     try:
         with safe_open(str(file), framework="flax") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
+            for name in tensors.keys():
                 matches = list(_places(name, family))
                 if len(matches) != 1:
                     problems.append(f"{name} matches {len(matches)} rules, expected 1")
@@ -238,7 +256,11 @@ def _dotted(path: tuple) -> str:
 def _flatten(tree: Tree, path: tuple = ()) -> dict:
     if not isinstance(tree, dict):
         return {path: tree}
-    return {key: leaf for part, value in tree.items() for key, leaf in _flatten(value, (*path, part)).items()}
+    return {
+        key: leaf
+        for part, value in tree.items()
+        for key, leaf in _flatten(value, (*path, part)).items()
+    }
 
 
 def _unflatten(leaves: dict) -> dict:

@@ -100,7 +100,11 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
             jax.tree.map(lambda leaf: leaf[clients], state.personal),
         )
         everyone = Participant(
-            clients, starts, numbers.probability[clients], numbers.noise_multiplier[clients], batches
+            clients,
+            starts,
+            numbers.probability[clients],
+            numbers.noise_multiplier[clients],
+            batches,
         )
 
         def one_client(participant: Participant):

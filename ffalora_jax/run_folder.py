@@ -25,7 +25,9 @@ from ffalora_jax.partition import class_table
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundState
 
-PACKAGES = "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
+PACKAGES = (
+    "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
+)
 NOT_PROTECTED = (
     "the number of examples of each client",
     "which clients took part in which round",
@@ -63,7 +65,9 @@ class RunFolder:
             path.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"Cannot make folder {str(path)!r}: {error.strerror}.") from None
-        write_atomically(folder.experiment_file, to_toml(experiment.resolved().replace(noise_seed=None)))
+        write_atomically(
+            folder.experiment_file, to_toml(experiment.resolved().replace(noise_seed=None))
+        )
         folder.metrics_file.touch()
         return folder
 
@@ -76,7 +80,9 @@ class RunFolder:
         """
         folder = cls(Path(path))
         if not folder.experiment_file.is_file():
-            raise InputError(f"No run in {str(path)!r}: expected a folder with experiment.toml in it.")
+            raise InputError(
+                f"No run in {str(path)!r}: expected a folder with experiment.toml in it."
+            )
         return folder
 
     def experiment(self) -> Experiment:
@@ -89,7 +95,9 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Reads metrics.jsonl."""
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines() if line.strip()]
+        return [
+            json.loads(line) for line in self.metrics_file.read_text().splitlines() if line.strip()
+        ]
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl."""
@@ -180,7 +188,12 @@ def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
         "bytes_up_per_participation": up,
         "bytes_down_per_participation": down,
         "clients": [
-            {"name": name, "participations": int(n), "bytes_up": int(n) * up, "bytes_down": int(n) * down}
+            {
+                "name": name,
+                "participations": int(n),
+                "bytes_up": int(n) * up,
+                "bytes_down": int(n) * down,
+            }
             for name, n in zip(run.train_names, participations, strict=True)
         ],
         "bytes_up": int(participations.sum()) * up,
@@ -193,10 +206,19 @@ def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
 def partition_table(run: Prepared) -> dict[str, Any]:
     """Examples per class at each site: for the report's picture; not private."""
     owners = run.owners
-    owned = [np.concatenate(parts) for parts in zip(owners.train, owners.validation, owners.test, strict=True)]
+    owned = [
+        np.concatenate(parts)
+        for parts in zip(owners.train, owners.validation, owners.test, strict=True)
+    ]
     table = class_table(run.dataset, owned)
     clients = [
-        {"name": name, "examples_per_class": row.tolist(), "train": len(a), "validation": len(b), "test": len(c)}
+        {
+            "name": name,
+            "examples_per_class": row.tolist(),
+            "train": len(a),
+            "validation": len(b),
+            "test": len(c),
+        }
         for name, row, a, b, c in zip(owners.names, table, *owners[1:], strict=True)
     ]
     return {"class_names": list(run.dataset.class_names), "clients": clients}

@@ -142,7 +142,8 @@ def resume(
             return load_run(path)
         observe(Event("preparing data, model and noise"))
         planned = experiment.replace(
-            rounds=ledger.planned_rounds, **{"privacy.epsilon": ledger.budget or experiment.privacy.epsilon}
+            rounds=ledger.planned_rounds,
+            **{"privacy.epsilon": ledger.budget or experiment.privacy.epsilon},
         )
         run = prepare(planned, data, model, ledger.noise_multipliers)
         if run.loaded.weights_sha256 != ledger.weights:
@@ -181,7 +182,9 @@ def _train(
         while done < last and not stopped.is_set():
             count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
             begin = time.perf_counter()
-            state, infos = rounds_call(keys, state, run.frozen, run.data, run.numbers, jnp.int32(count))
+            state, infos = rounds_call(
+                keys, state, run.frozen, run.data, run.numbers, jnp.int32(count)
+            )
             jax.block_until_ready(state)
             seconds_a_round = (time.perf_counter() - begin) / count
             lines = book.lines(infos, done, count, seconds_a_round)
@@ -218,7 +221,9 @@ def _rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: floa
 
 def _validation(run: Prepared, predict: Callable, state: RoundState) -> dict[str, Any]:
     most = run.experiment.max_validation
-    parts = [_subset(rows, most, run.experiment.seed, k) for k, rows in enumerate(run.owners.validation)]
+    parts = [
+        _subset(rows, most, run.experiment.seed, k) for k, rows in enumerate(run.owners.validation)
+    ]
     scores = evaluate(predict, run.frozen, state, run.tokens, run.dataset.labels, parts)
     if scores is None:
         return {}
@@ -266,5 +271,8 @@ def _save_adapter(run: Prepared, folder: RunFolder, state: RoundState) -> None:
 
 def free_path(path: Path) -> Path:
     """Returns the path, or the first of path-2, path-3, ... that does not exist."""
-    numbered: Sequence[Path] = [path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))]
+    numbered: Sequence[Path] = [
+        path,
+        *(path.with_name(f"{path.name}-{n}") for n in range(2, 10_000)),
+    ]
     return next(candidate for candidate in numbered if not candidate.exists())

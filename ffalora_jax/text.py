@@ -43,7 +43,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         from transformers import AutoTokenizer
 
         return _from_fast(AutoTokenizer.from_pretrained(str(directory)).backend_tokenizer)
-    raise InputError(f"No tokenizer.json or vocabulary in {directory}: give a complete checkpoint folder.")
+    raise InputError(
+        f"No tokenizer.json or vocabulary in {directory}: give a complete checkpoint folder."
+    )
 
 
 def hash_tokenizer(vocab_size: int) -> Tokenizer:
@@ -96,4 +98,3 @@ def _padded(rows: list[list[int]], types: list[list[int]] | None, max_tokens: in
     if types is not None:
         inputs["token_type_ids"] = dense(types)
     return Tokens(inputs, lengths)
-

@@ -10,9 +10,9 @@ os.environ["FFALORA_CACHE"] = os.environ["FFALORA_TEST_CACHE"]
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: E402, F401
+import tests.typecheck  # noqa: F401
 
 _hook = install_import_hook("ffalora_jax", "tests.typecheck.typechecked")
 

@@ -20,7 +20,9 @@ def gradient_of(apply):
 
     def loss(leaves, frozen, inputs, label):
         layers = {*frozen.adapters, *leaves}
-        joined = {name: {**frozen.adapters.get(name, {}), **leaves.get(name, {})} for name in layers}
+        joined = {
+            name: {**frozen.adapters.get(name, {}), **leaves.get(name, {})} for name in layers
+        }
         logits = apply(frozen.backbone, joined, **inputs)
         return jax.nn.logsumexp(logits) - logits[label]
 
@@ -35,8 +37,11 @@ def example_gradient(apply, frozen, trained, inputs, label):
 
 def flat(tree):
     """Turns nested leaves into {(layer, name): float64 array}."""
-    return {(layer, name): np.asarray(leaf, np.float64)
-            for layer, found in tree.items() for name, leaf in found.items()}
+    return {
+        (layer, name): np.asarray(leaf, np.float64)
+        for layer, found in tree.items()
+        for name, leaf in found.items()
+    }
 
 
 def nested(leaves):
@@ -52,20 +57,37 @@ def noise(secret, round_index, client, step, leaves, stddev):
     base = rng.stream(secret, rng.Purpose.NOISE, round_index, client, step)
     drawn = {}
     for index, place in enumerate(sorted(leaves)):
-        sample = jax.random.normal(jax.random.fold_in(base, index), leaves[place].shape, jnp.float32)
+        sample = jax.random.normal(
+            jax.random.fold_in(base, index), leaves[place].shape, jnp.float32
+        )
         drawn[place] = stddev * np.asarray(sample, np.float64)
     return drawn
 
 
-def local_update(apply, frozen, start, data, batches, *, secret, round_index, client, clip_norm,
-                 noise_multiplier, expected, learning_rate):
+def local_update(
+    apply,
+    frozen,
+    start,
+    data,
+    batches,
+    *,
+    secret,
+    round_index,
+    client,
+    clip_norm,
+    noise_multiplier,
+    expected,
+    learning_rate,
+):
     """Trains one client with SGD; ``batches`` is a list of lists of example rows. Returns its leaves."""
     leaves = dict(start)
     for step, rows in enumerate(batches):
         total = {place: np.zeros_like(leaf) for place, leaf in leaves.items()}
         for row in rows:
             inputs = {name: leaf[row] for name, leaf in data.inputs.items()}
-            gradient = example_gradient(apply, frozen, nested(leaves), inputs, int(data.labels[row]))
+            gradient = example_gradient(
+                apply, frozen, nested(leaves), inputs, int(data.labels[row])
+            )
             norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
             if not np.isfinite(norm):
                 continue
@@ -75,25 +97,41 @@ def local_update(apply, frozen, start, data, batches, *, secret, round_index, cl
         if noise_multiplier > 0:
             added = noise(secret, round_index, client, step, leaves, noise_multiplier * clip_norm)
             total = {place: total[place] + added[place] for place in total}
-        leaves = {place: leaf - learning_rate * total[place] / expected for place, leaf in leaves.items()}
+        leaves = {
+            place: leaf - learning_rate * total[place] / expected for place, leaf in leaves.items()
+        }
     return leaves
 
 
-def federated_round(apply, frozen, shared, personal, data, cohort, batches, *, weights=None, **settings):
+def federated_round(
+    apply, frozen, shared, personal, data, cohort, batches, *, weights=None, **settings
+):
     """One round over a cohort. Returns (shared leaves, personal leaves by client)."""
     uploads, personal = [], dict(personal)
     multipliers = settings.pop("noise_multipliers")
     for place, client in enumerate(cohort):
         start = {**flat(shared), **personal.get(client, {})}
-        end = local_update(apply, frozen, start, data, batches[place], client=client,
-                           noise_multiplier=multipliers[client], **settings)
+        end = local_update(
+            apply,
+            frozen,
+            start,
+            data,
+            batches[place],
+            client=client,
+            noise_multiplier=multipliers[client],
+            **settings,
+        )
         if personal:
             personal[client] = {where: end[where] for where in personal[client]}
         uploads.append({where: end[where] for where in flat(shared)})
     if not uploads:
         return flat(shared), personal
-    shares = np.ones(len(cohort)) if weights is None else np.array([weights[c] for c in cohort], float)
+    shares = (
+        np.ones(len(cohort)) if weights is None else np.array([weights[c] for c in cohort], float)
+    )
     shares = shares / shares.sum()
-    mean = {where: sum(p * one[where] for p, one in zip(shares, uploads, strict=True))
-            for where in flat(shared)}
+    mean = {
+        where: sum(p * one[where] for p, one in zip(shares, uploads, strict=True))
+        for where in flat(shared)
+    }
     return mean, personal

@@ -16,14 +16,18 @@ def test_noise_for_sst2_over_three_clients_is_the_papers():
 @pytest.mark.parametrize(("accountant", "epsilon"), [("pld", 6.19), ("rdp", 6.71)])
 def test_epsilon_at_one_percent_and_ten_thousand_steps(accountant, epsilon):
     draw = accounting.Sampling(100_000, 0.01)
-    assert accounting.epsilon_of(draw, 1.0, 10_000, 1e-5, accountant) == pytest.approx(epsilon, abs=0.01)
+    assert accounting.epsilon_of(draw, 1.0, 10_000, 1e-5, accountant) == pytest.approx(
+        epsilon, abs=0.01
+    )
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(300, 16), (2000, 32), (2000, 64)])
 def test_the_default_cap_costs_almost_nothing_and_never_less_than_nothing(num_examples, batch_size):
     capacity = accounting.default_capacity(batch_size)
     free = accounting.epsilon_of(accounting.sampling(num_examples, batch_size), 0.6, 30, 1e-5)
-    capped = accounting.epsilon_of(accounting.sampling(num_examples, batch_size, capacity), 0.6, 30, 1e-5)
+    capped = accounting.epsilon_of(
+        accounting.sampling(num_examples, batch_size, capacity), 0.6, 30, 1e-5
+    )
     assert free <= capped * (1 + 1e-6) <= free * 1.002
 
 
@@ -43,7 +47,9 @@ def test_calibrated_noise_keeps_to_the_budget_and_hardly_wastes_any():
 def test_at_the_same_expected_batch_a_smaller_client_spends_more():
     sizes = (100, 130, 200, 400, 1000, 5000)
     capacity = accounting.default_capacity(16)
-    spent = [accounting.epsilon_of(accounting.sampling(n, 16, capacity), 0.8, 20, 1e-5) for n in sizes]
+    spent = [
+        accounting.epsilon_of(accounting.sampling(n, 16, capacity), 0.8, 20, 1e-5) for n in sizes
+    ]
     assert spent == sorted(spent, reverse=True)
 
 

@@ -26,7 +26,9 @@ def test_weights_are_shares_of_the_clients_that_took_part(key):
     mean = mean_upload(tree, real, weights, jax.tree.map(lambda x: x[0], tree))
     for name, leaf in tree.items():
         kept = np.asarray(leaf, np.float64)[[0, 1, 2, 4]]
-        np.testing.assert_allclose(mean[name], np.average(kept, axis=0, weights=[5, 1, 2, 3]), rtol=1e-5)
+        np.testing.assert_allclose(
+            mean[name], np.average(kept, axis=0, weights=[5, 1, 2, 3]), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("weights", [None, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0])])

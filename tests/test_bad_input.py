@@ -29,7 +29,9 @@ FILES = {
     "empty.csv": "",
     "header.csv": "text,label\n",
     "one_class.csv": "text,label\n" + "a good film,pos\n" * 80,
-    "sites.csv": "text,label,site\n" + "fine,pos,north\nbad,neg,north\n" * 40 + "fine,pos,tiny_site\n",
+    "sites.csv": "text,label,site\n"
+    + "fine,pos,north\nbad,neg,north\n" * 40
+    + "fine,pos,tiny_site\n",
     "strange.csv": "text,label\nfine,wonderful\nbad,negative\n",
     "good.toml": "rounds = 3\n",
     "broken.toml": "rounds = 3\nseed = = 4\n",
@@ -57,7 +59,10 @@ CASES = {
     ),
     "init": (f"{SYNTHETIC} --method.init xavier", ["'xavier'", "gaussian", "kaiming"]),
     "optimiser": (f"{SYNTHETIC} --optimizer.name adm", ["'adm'", "adam"]),
-    "no such function": (f"{SYNTHETIC} --method.name os:nothing", ["os:nothing", "module:function"]),
+    "no such function": (
+        f"{SYNTHETIC} --method.name os:nothing",
+        ["os:nothing", "module:function"],
+    ),
     "broken TOML": ("run broken.toml", ["broken.toml", "line 2"]),
     "unknown table": ("run table.toml", ["'privat'", "'privacy'", "table.toml"]),
     "wrong type": ("run type.toml", ["int", "rounds", "'three'", "type.toml"]),
@@ -93,11 +98,20 @@ CASES = {
         f"{SYNTHETIC} --partition.name proportions --partition.proportions '.1 .9 .5'",
         ["partition.proportions", "2 class weights", "'.1 .9 .5'"],
     ),
-    "no regular expression": (f"{SYNTHETIC} --method.targets '*query'", ["method.targets", "'*query'"]),
+    "no regular expression": (
+        f"{SYNTHETIC} --method.targets '*query'",
+        ["method.targets", "'*query'"],
+    ),
     "targets match nothing": (f"{SYNTHETIC} --method.targets .*qv", ["'.*qv'", "attention.query"]),
     "layers": (f"{SYNTHETIC} --method.layers first", ["method.layers", "'first'"]),
-    "more tokens than positions": (f"{SYNTHETIC} --model.max-tokens 513", ["512", "--model.max-tokens"]),
-    "rdp for a run": ("run --privacy.accountant rdp", ["'pld'", "ffalora privacy --accountant rdp"]),
+    "more tokens than positions": (
+        f"{SYNTHETIC} --model.max-tokens 513",
+        ["512", "--model.max-tokens"],
+    ),
+    "rdp for a run": (
+        "run --privacy.accountant rdp",
+        ["'pld'", "ffalora privacy --accountant rdp"],
+    ),
     "capacity below the batch": (
         f"{PRIVATE} --batch-size 32 --privacy.capacity 31",
         ["privacy.capacity >= batch_size = 32", "31"],
@@ -118,7 +132,10 @@ CASES = {
         "privacy --num-examples 10 --batch-size 11 --steps 1 --epsilon 1",
         ["batch_size = 11", "10"],
     ),
-    "price with rdp and a cap": (f"{PRICE} --epsilon 1 --accountant rdp --capacity 40", ["capped", "pld"]),
+    "price with rdp and a cap": (
+        f"{PRICE} --epsilon 1 --accountant rdp --capacity 40",
+        ["capped", "pld"],
+    ),
     "price of delta 100 / n": (f"{PRICE} --epsilon 1 --delta 0.1", ["delta", "100 / examples"]),
     "report on no run": ("report .", ["No run in '.'"]),
     "predict with no run": ("predict . --input good.csv", ["No run in '.'"]),
@@ -129,7 +146,10 @@ CASES = {
 RUN_CASES = {
     "folder exists": (f"{SYNTHETIC} --out {{run}}", ["exists", "--out", "ffalora resume"]),
     "input missing": ("predict {run} --input nowhere.csv", ["'nowhere.csv'"]),
-    "column missing": ("predict {run} --input good.csv --text words", ["'words'", "'text', 'label'"]),
+    "column missing": (
+        "predict {run} --input good.csv --text words",
+        ["'words'", "'text', 'label'"],
+    ),
     "input empty": ("predict {run} --input empty.txt", ["empty.txt", "no texts"]),
     "input is a header": ("predict {run} --input header.csv", ["header.csv", "no texts"]),
     "input is an empty csv": ("predict {run} --input empty.csv", ["empty.csv"]),
@@ -161,7 +181,9 @@ def here(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     """One tiny run that the tests share; they copy it before they change it."""
     path = tmp_path_factory.mktemp("finished") / "run"
-    assert cli.main([*shlex.split(SYNTHETIC), "--data.max-examples", "200", "--out", str(path)]) == 0
+    assert (
+        cli.main([*shlex.split(SYNTHETIC), "--data.max-examples", "200", "--out", str(path)]) == 0
+    )
     return path
 
 
@@ -303,13 +325,19 @@ QUERY = "encoder.layer.0.attention.self.query.weight"
         ({"encoder.gate.weight": np.zeros(3, np.float32)}, ["encoder.gate.weight"]),
         ({QUERY.replace("layer.0", "layer.1"): np.zeros((8, 8), np.float32)}, ["layer", "1"]),
         (
-            {QUERY: None, "embeddings.LayerNorm.bias": np.zeros(9, np.float32), "gate": np.zeros(1)},
+            {
+                QUERY: None,
+                "embeddings.LayerNorm.bias": np.zeros(9, np.float32),
+                "gate": np.zeros(1),
+            },
             ["query.kernel", "norm.bias", "(9,)", "gate"],
         ),
     ],
     ids=["missing", "misshapen", "extra", "extra layer", "all at once"],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_with_every_tensor(changes, words, checkpoint, refused):
+def test_a_checkpoint_that_does_not_fit_is_refused_with_every_tensor(
+    changes, words, checkpoint, refused
+):
     tensors = {name: x for name, x in {**tensors_of_bert(), **changes}.items() if x is not None}
     checkpoint(**tensors)
     assert_says(refused(f"{CHECKPOINT} checkpoint"), ["model.safetensors", *words])
@@ -325,7 +353,9 @@ def test_pickled_weights_are_not_read(checkpoint, refused):
 
 def test_a_broken_weight_file_is_refused(checkpoint, refused):
     (checkpoint(**tensors_of_bert()) / "model.safetensors").write_bytes(b"not safetensors")
-    assert_says(refused(f"{CHECKPOINT} checkpoint"), ["model.safetensors", "not a safetensors file"])
+    assert_says(
+        refused(f"{CHECKPOINT} checkpoint"), ["model.safetensors", "not a safetensors file"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,15 @@ def test_short_gradients_are_left_alone_and_infinite_clip_is_the_plain_sum(key):
     examples = jax.random.normal(key, (SIZE, 5))
     everyone = jnp.ones(SIZE, bool)
     np.testing.assert_allclose(total(examples, everyone, jnp.inf)[0], examples.sum(0), rtol=1e-5)
-    np.testing.assert_allclose(total(1e-3 * examples, everyone, 1.0)[0], 1e-3 * examples.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        total(1e-3 * examples, everyone, 1.0)[0], 1e-3 * examples.sum(0), rtol=1e-5
+    )
 
 
 def test_facts_count_clipped_and_broken_examples():
-    examples = jnp.array([[2.0, 0, 0, 0, 0], [0.1, 0, 0, 0, 0], [jnp.nan, 0, 0, 0, 0], [9.0, 0, 0, 0, 0]])
+    examples = jnp.array(
+        [[2.0, 0, 0, 0, 0], [0.1, 0, 0, 0, 0], [jnp.nan, 0, 0, 0, 0], [9.0, 0, 0, 0, 0]]
+    )
     _, facts = total(examples, jnp.array([True, True, True, False]), 1.0)
     assert [float(x) for x in facts[:3]] == [3, 1, 1]
     np.testing.assert_allclose(facts.norm_sum, 2.1, rtol=1e-6)

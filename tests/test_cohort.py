@@ -22,7 +22,11 @@ def many_draws(key, size=40, slots=50, probability=0.2, capacity=30):
 
     def one(index):
         return draw_batch(
-            jax.random.fold_in(key, index), members, jnp.int32(size), jnp.float32(probability), capacity
+            jax.random.fold_in(key, index),
+            members,
+            jnp.int32(size),
+            jnp.float32(probability),
+            capacity,
         )
 
     return jax.vmap(one)(jnp.arange(DRAWS))
@@ -61,7 +65,9 @@ def test_a_full_draw_keeps_a_uniformly_random_subset(key):
 
 def test_a_draw_names_no_example_twice(key):
     batch = many_draws(key)
-    for rows, real in zip(np.asarray(batch.rows[:200]), np.asarray(batch.is_real[:200]), strict=True):
+    for rows, real in zip(
+        np.asarray(batch.rows[:200]), np.asarray(batch.is_real[:200]), strict=True
+    ):
         assert len(set(rows[real])) == real.sum()
 
 
@@ -73,20 +79,35 @@ def test_draws_differ_over_rounds_clients_and_steps_and_repeat_from_the_same_key
     first = draw(0, 0)
     again = draw(0, 0)
     np.testing.assert_array_equal(first.rows, again.rows)
-    drawn = [tuple(rows[real]) for batch in (draw(0, 0), draw(1, 0))
-             for rows, real in zip(np.asarray(batch.rows), np.asarray(batch.is_real), strict=True)]
+    drawn = [
+        tuple(rows[real])
+        for batch in (draw(0, 0), draw(1, 0))
+        for rows, real in zip(np.asarray(batch.rows), np.asarray(batch.is_real), strict=True)
+    ]
     assert len(set(drawn)) == len(drawn)
-    slots = [tuple(np.flatnonzero(np.isin(np.asarray(run.data.members[k]), np.asarray(b.rows[0])[np.asarray(b.is_real[0])])))
-             for k, b in ((0, draw(0, 0)), (1, draw(0, 1)))]
+    slots = [
+        tuple(
+            np.flatnonzero(
+                np.isin(
+                    np.asarray(run.data.members[k]), np.asarray(b.rows[0])[np.asarray(b.is_real[0])]
+                )
+            )
+        )
+        for k, b in ((0, draw(0, 0)), (1, draw(0, 1)))
+    ]
     assert slots[0] != slots[1]
 
 
 def test_fixed_cohorts_have_their_size_and_poisson_cohorts_their_mean(key):
-    chosen = jax.vmap(lambda i: draw_cohort(jax.random.fold_in(key, i), 20, 5, "fixed", 5))(jnp.arange(500))
+    chosen = jax.vmap(lambda i: draw_cohort(jax.random.fold_in(key, i), 20, 5, "fixed", 5))(
+        jnp.arange(500)
+    )
     assert np.asarray(chosen.is_real).all()
     assert all(len(set(row)) == 5 for row in np.asarray(chosen.clients))
     slots = cohort_capacity(20, 5, "poisson")
-    chosen = jax.vmap(lambda i: draw_cohort(jax.random.fold_in(key, i), 20, 5, "poisson", slots))(jnp.arange(500))
+    chosen = jax.vmap(lambda i: draw_cohort(jax.random.fold_in(key, i), 20, 5, "poisson", slots))(
+        jnp.arange(500)
+    )
     assert abs(np.asarray(chosen.is_real).sum(1).mean() - 5) < 0.5
     counts = np.bincount(np.asarray(chosen.clients)[np.asarray(chosen.is_real)], minlength=20)
     assert np.abs(counts - 125).max() < 4.5 * np.sqrt(125 * 0.75)

@@ -41,8 +41,15 @@ def folder(tmp_path):
 
 def run(command: list[str], folder: Path) -> str:
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True,
-                          text=True, check=False, timeout=600)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -63,7 +70,9 @@ def test_readmes_commands_run(folder):
     """All blocks in order, in one folder, as a reader would; the model is replaced by the offline one."""
     script = "set -eu\n" + "\n".join(blocks("sh")[1:])
     script = script.replace("minilm", "tiny")
-    script = "\n".join(line for line in script.splitlines() if not line.startswith(("pip ", "make ")))
+    script = "\n".join(
+        line for line in script.splitlines() if not line.startswith(("pip ", "make "))
+    )
     shown = run(["sh", "-c", script], folder)
     assert "accuracy" in shown
 
@@ -72,20 +81,41 @@ def test_the_notebook_runs(tmp_path):
     import nbformat
 
     notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), "notebooks are committed without output"
+    assert all(not cell.get("outputs") for cell in notebook.cells), (
+        "notebooks are committed without output"
+    )
     code = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     environment = {**os.environ, "MPLBACKEND": "agg"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True,
-                          text=True, check=False, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "bytes a message" in done.stdout
 
 
 def test_the_quickstart_compares_three_runs(tmp_path):
     out = tmp_path / "demo"
-    command = [sys.executable, str(ROOT / "experiments" / "quickstart.py"), "--model.name", "tiny",
-               "--data.name", "synthetic", "--rounds", "2", "--out", str(out)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    command = [
+        sys.executable,
+        str(ROOT / "experiments" / "quickstart.py"),
+        "--model.name",
+        "tiny",
+        "--data.name",
+        "synthetic",
+        "--rounds",
+        "2",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "FFA-LoRA, no privacy" in done.stdout
     assert "plain LoRA (FedAvg), epsilon 6" in done.stdout

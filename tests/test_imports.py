@@ -9,14 +9,52 @@ import ffalora_jax
 
 PACKAGE = Path(ffalora_jax.__file__).parent
 ROOMS = (
-    "_version", "errors", "cache", "config", "experiment_file", "registry", "types", "rng",
-    "fetch", "data", "text", "partition", "cohort", "layers", "models", "pretrained", "adapters",
-    "lora_init", "lora", "clipping", "accounting", "mechanisms", "methods", "client", "aggregation",
-    "round", "prepare", "evaluate", "checkpoint", "run_folder", "adapter_file", "loaded_run",
-    "report", "predict", "book", "interrupt", "simulation", "console", "flags", "cli",
+    "_version",
+    "errors",
+    "cache",
+    "config",
+    "experiment_file",
+    "registry",
+    "types",
+    "rng",
+    "fetch",
+    "data",
+    "text",
+    "partition",
+    "cohort",
+    "layers",
+    "models",
+    "pretrained",
+    "adapters",
+    "lora_init",
+    "lora",
+    "clipping",
+    "accounting",
+    "mechanisms",
+    "methods",
+    "client",
+    "aggregation",
+    "round",
+    "prepare",
+    "evaluate",
+    "checkpoint",
+    "run_folder",
+    "adapter_file",
+    "loaded_run",
+    "report",
+    "predict",
+    "book",
+    "interrupt",
+    "simulation",
+    "console",
+    "flags",
+    "cli_privacy",
+    "cli",
 )
 SHELVES = {"data", "models", "lora_init", "mechanisms", "methods"}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE
+)
 
 
 def room(module: str) -> str:
@@ -31,7 +69,11 @@ def imported(path: Path) -> list[str]:
             inner = (node.module or "").removeprefix("ffalora_jax").removeprefix(".")
             found += [inner] if inner else [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            found += [a.name.removeprefix("ffalora_jax.") for a in node.names if a.name.startswith("ffalora_jax.")]
+            found += [
+                a.name.removeprefix("ffalora_jax.")
+                for a in node.names
+                if a.name.startswith("ffalora_jax.")
+            ]
     return found
 
 
@@ -44,7 +86,9 @@ def test_imports_point_to_rooms_above(path):
         assert ROOMS.index(there) <= here, f"{path.name} imports {module}, which comes later"
         if there in SHELVES and there == parts[0] and parts[-1] != "__init__":
             sibling = module.split(".")[-1]
-            assert sibling in {there, *_private(there)}, f"{path.name} imports its neighbour {module}"
+            assert sibling in {there, *_private(there)}, (
+                f"{path.name} imports its neighbour {module}"
+            )
 
 
 def _private(shelf: str) -> list[str]:

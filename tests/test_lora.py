@@ -33,6 +33,8 @@ class Mine(nnx.Module):
         self.first = nnx.Linear(6, 8, rngs=rngs)
         self.blocks = nnx.List([Block(8, rngs) for _ in range(3)])
         self.head = nnx.Linear(8, 3, use_bias=use_bias, rngs=rngs)
+        for leaf in jax.tree.leaves(nnx.state(self), is_leaf=lambda x: isinstance(x, nnx.Param)):
+            leaf[...] += 0.1 * jnp.sin(jnp.arange(leaf.size) + 1.0).reshape(leaf.shape)
 
     def __call__(self, x):
         x = self.first(x)

@@ -1,5 +1,7 @@
 """Noise is what was promised, where it was promised; and a plan pays for what is run."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,9 @@ def test_a_whole_round_moves_by_noise_of_the_promised_stddev(factor, fits):
     run = prepared(batch_size=4)
     run = run._replace(experiment=run.experiment.replace(local_steps=1))
     loud, _ = run_rounds(run, 1)
-    silent, _ = run_rounds(run._replace(numbers=run.numbers._replace(noise_multiplier=jnp.zeros(4))), 1)
+    silent, _ = run_rounds(
+        run._replace(numbers=run.numbers._replace(noise_multiplier=jnp.zeros(4))), 1
+    )
     moved = jax.tree.map(jnp.subtract, loud.adapters, silent.adapters)
     samples = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(moved)])
     stddev = 0.4 * 0.8 * 0.7 / 4 / np.sqrt(4)  # lr * sigma * C / B, averaged over four clients
@@ -76,7 +80,9 @@ def test_an_empty_draw_still_adds_noise():
 
 
 def test_smaller_clients_sample_more_and_get_more_noise():
-    plan = dp_sgd(noise_multiplier=None, epsilon=3.0).plan([400, 200, 100], Schedule(4, 2, EXPECTED), None)
+    plan = dp_sgd(noise_multiplier=None, epsilon=3.0).plan(
+        [400, 200, 100], Schedule(4, 2, EXPECTED), None
+    )
     probabilities = [client.sampling.probability for client in plan.clients]
     multipliers = [client.noise_multiplier for client in plan.clients]
     assert probabilities == [8 / 400, 8 / 200, 8 / 100]
@@ -103,9 +109,11 @@ def test_epsilon_composes_over_all_rounds_and_steps():
     plan = dp_sgd().plan([300], Schedule(6, 3, EXPECTED), None)
     spent = plan.epsilons(0, 6)
     assert spent[0] == 0
-    assert all(a < b for a, b in zip(spent, spent[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(spent))
     draw = plan.clients[0].sampling
-    assert spent[4] == pytest.approx(accounting.epsilon_of(draw, NOISE_MULTIPLIER, 12, 1e-5), rel=1e-6)
+    assert spent[4] == pytest.approx(
+        accounting.epsilon_of(draw, NOISE_MULTIPLIER, 12, 1e-5), rel=1e-6
+    )
 
 
 def test_a_budget_beside_given_noise_ends_the_run_in_time():
@@ -120,7 +128,9 @@ def test_many_sizes_take_the_smallest_clients_noise():
     plan = dp_sgd(noise_multiplier=None, epsilon=4.0).plan(sizes, Schedule(2, 2, EXPECTED), None)
     assert len({client.noise_multiplier for client in plan.clients}) == 1
     reported = [plan.epsilons(client, 2)[-1] for client in range(20)]
-    true = [accounting.epsilon_of(c.sampling, c.noise_multiplier, 4, 1e-5) for c in plan.clients[::6]]
+    true = [
+        accounting.epsilon_of(c.sampling, c.noise_multiplier, 4, 1e-5) for c in plan.clients[::6]
+    ]
     assert all(r >= t - 1e-9 for r, t in zip(reported[::6], true, strict=True))
     assert max(reported) <= 4.0
 

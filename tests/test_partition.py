@@ -14,7 +14,10 @@ from ffalora_jax.partition import assign, class_table, split
 
 THIRDS = ".1 .9, .9 .1, .5 .5"
 quick = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.filter_too_much]
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.filter_too_much],
 )
 
 
@@ -60,10 +63,10 @@ def test_every_example_is_used_exactly_once(name, labels, num_clients, shares, s
 
 
 @given(
-    labels=st.lists(st.integers(0, 1), min_size=40, max_size=200).filter(lambda x: 0 < sum(x) < len(x)),
-    table=st.lists(
-        st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)), min_size=1, max_size=4
+    labels=st.lists(st.integers(0, 1), min_size=40, max_size=200).filter(
+        lambda x: 0 < sum(x) < len(x)
     ),
+    table=st.lists(st.tuples(st.floats(0.05, 1), st.floats(0.05, 1)), min_size=1, max_size=4),
     seed=st.integers(0, 100),
 )
 @quick
@@ -87,9 +90,11 @@ def test_the_papers_split_is_the_default_table():
     assert PartitionConfig().proportions == THIRDS
 
 
-@pytest.mark.parametrize("text", ["", "1", "1 2 3", "1 1, 1", "a b", "-1 2, 1 1", "0 1, 0 1", "nan 1", "inf 1, 1 1"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "1 2 3", "1 1, 1", "a b", "-1 2, 1 1", "0 1, 0 1", "nan 1", "inf 1, 1 1"]
+)
 def test_a_table_that_cannot_be_a_table_is_refused(text):
-    with pytest.raises(InputError, match="partition.proportions"):
+    with pytest.raises(InputError, match=r"partition\.proportions"):
         assign(balanced(100), PartitionConfig(name="proportions", proportions=text), 0)
 
 
@@ -181,5 +186,5 @@ def test_a_client_left_with_nothing_is_refused():
 
 def test_natural_without_owners_is_refused():
     dataset = dataclasses.replace(balanced(20), clients=None, client_names=())
-    with pytest.raises(InputError, match="--data.client"):
+    with pytest.raises(InputError, match=r"--data\.client"):
         assign(dataset, PartitionConfig(name="natural"), 0)

@@ -258,7 +258,11 @@ def test_when_no_source_answers_the_message_names_the_ways_out(sources):
     with pytest.raises(InputError) as caught:
         locate("some", SOURCE)
     for part in (
-        "hub: no answer", "first==1: no such package", "second==2: no such package",
-        "--model.name DIRECTORY", "--model.name tiny --data.name synthetic", "try again later",
+        "hub: no answer",
+        "first==1: no such package",
+        "second==2: no such package",
+        "--model.name DIRECTORY",
+        "--model.name tiny --data.name synthetic",
+        "try again later",
     ):
         assert part in str(caught.value)

@@ -39,15 +39,26 @@ def test_fresh_noise_seeds_do_not_repeat():
 
 def test_streams_are_the_same_under_vmap_as_in_a_loop():
     root = rng.secret_root(5)
-    at_once = jax.vmap(lambda i: jax.random.normal(rng.stream(root, rng.Purpose.NOISE, 0, i, 0)))(np.arange(4))
+    at_once = jax.vmap(lambda i: jax.random.normal(rng.stream(root, rng.Purpose.NOISE, 0, i, 0)))(
+        np.arange(4)
+    )
     one_by_one = [jax.random.normal(rng.stream(root, rng.Purpose.NOISE, 0, i, 0)) for i in range(4)]
     np.testing.assert_array_equal(at_once, np.array(one_by_one))
 
 
 def test_purposes_keep_their_numbers():
     assert {p.name: p.value for p in rng.Purpose} == {
-        "PARTITION": 1, "SPLIT": 2, "SUBSET": 3, "SYNTHETIC": 4, "LORA_INIT": 5, "HEAD": 6,
-        "BACKBONE": 7, "COHORT": 8, "VALIDATION": 9, "BATCH": 20, "NOISE": 21,
+        "PARTITION": 1,
+        "SPLIT": 2,
+        "SUBSET": 3,
+        "SYNTHETIC": 4,
+        "LORA_INIT": 5,
+        "HEAD": 6,
+        "BACKBONE": 7,
+        "COHORT": 8,
+        "VALIDATION": 9,
+        "BATCH": 20,
+        "NOISE": 21,
     }
 
 
@@ -59,4 +70,6 @@ def test_only_rng_derives_keys():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in derive:
                 owner = ast.unparse(node.value)
-                assert not owner.endswith("random"), f"{path.name} derives a key: {ast.unparse(node)}"
+                assert not owner.endswith("random"), (
+                    f"{path.name} derives a key: {ast.unparse(node)}"
+                )

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ffalora_jax import registry
+from ffalora_jax import registry, rng
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, Cohort
 from ffalora_jax.round import RoundState
 from tests import reference
 from tests.helpers import NOISE_SEED, drawn_rows, keys, prepared, run_rounds
-from ffalora_jax import rng
 
 FEDERATED = [m for m in registry.available("methods") if not registry.lookup("methods", m)().pooled]
 
@@ -29,12 +28,20 @@ def twin_rounds(run, count):
         cohort = _cohort(run, round_index)
         sizes = np.asarray(run.data.sizes, float)
         shared, personal = reference.federated_round(
-            run.model.apply, run.frozen, reference.nested(reference.flat(shared)), personal, run.data, cohort,
+            run.model.apply,
+            run.frozen,
+            reference.nested(reference.flat(shared)),
+            personal,
+            run.data,
+            cohort,
             [drawn_rows(run, round_index, client) for client in cohort],
             weights=sizes if run.experiment.weighted else None,
-            secret=rng.secret_root(NOISE_SEED), round_index=round_index, clip_norm=mechanism.clip_norm,
+            secret=rng.secret_root(NOISE_SEED),
+            round_index=round_index,
+            clip_norm=mechanism.clip_norm,
             noise_multipliers=np.asarray(run.numbers.noise_multiplier, float),
-            expected=run.experiment.batch_size, learning_rate=run.experiment.optimizer.learning_rate,
+            expected=run.experiment.batch_size,
+            learning_rate=run.experiment.optimizer.learning_rate,
         )
         shared = reference.nested(shared)
     return reference.flat(shared), personal
@@ -46,7 +53,9 @@ def _cohort(run, round_index):
     settings = run.settings
     slots = cohort_capacity(settings.num_clients, settings.cohort_size, settings.cohort_sampling)
     key = rng.stream(keys(run).public, rng.Purpose.COHORT, round_index)
-    cohort = draw_cohort(key, settings.num_clients, settings.cohort_size, settings.cohort_sampling, slots)
+    cohort = draw_cohort(
+        key, settings.num_clients, settings.cohort_size, settings.cohort_sampling, slots
+    )
     return [int(c) for c, real in zip(cohort.clients, cohort.is_real, strict=True) if real]
 
 
@@ -90,7 +99,9 @@ def test_personal_leaves_of_absent_clients_stay_as_they_were():
     run = prepared(method="local_only", cohort_size=2)
     state, infos = run_rounds(run, 1)
     absent = ~np.asarray(infos[0].took_part[0])
-    for before, after in zip(jax.tree.leaves(run.state.personal), jax.tree.leaves(state.personal), strict=True):
+    for before, after in zip(
+        jax.tree.leaves(run.state.personal), jax.tree.leaves(state.personal), strict=True
+    ):
         np.testing.assert_array_equal(np.asarray(before)[absent], np.asarray(after)[absent])
         assert (np.asarray(before)[~absent] != np.asarray(after)[~absent]).any()
 
@@ -134,7 +145,9 @@ def test_later_and_shorter_calls_do_not_compile_again():
 def test_given_batches_replace_the_draws():
     run = prepared()
     rows = [drawn_rows(run, 0, client) for client in range(4)]
-    batches = Batch(np.zeros((4, 2, run.plan.capacity), np.int32), np.zeros((4, 2, run.plan.capacity), bool))
+    batches = Batch(
+        np.zeros((4, 2, run.plan.capacity), np.int32), np.zeros((4, 2, run.plan.capacity), bool)
+    )
     for client, steps in enumerate(rows):
         for step, mine in enumerate(steps):
             batches.rows[client, step, : len(mine)] = mine
@@ -165,8 +178,15 @@ def test_order_of_clients_does_not_matter():
     run = prepared()
     step = jax.jit(run.round_step())
     states = [
-        step(keys(run), run.state, run.frozen, run.data, run.numbers, None,
-             Cohort(jnp.asarray(order), jnp.ones(4, bool)))[0]
+        step(
+            keys(run),
+            run.state,
+            run.frozen,
+            run.data,
+            run.numbers,
+            None,
+            Cohort(jnp.asarray(order), jnp.ones(4, bool)),
+        )[0]
         for order in ([0, 1, 2, 3], [3, 1, 0, 2])
     ]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
@@ -179,7 +199,9 @@ def test_a_round_without_any_client_keeps_the_servers_state():
     after, info = jax.jit(run.round_step())(
         keys(run), run.state, run.frozen, run.data, run.numbers, None, nobody
     )
-    for a, b in zip(jax.tree.leaves(run.state.adapters), jax.tree.leaves(after.adapters), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(run.state.adapters), jax.tree.leaves(after.adapters), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     assert not np.asarray(info.took_part).any()
 

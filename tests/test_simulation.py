@@ -101,15 +101,22 @@ ffa.simulate(from_table(json.loads(sys.argv[2])), out=sys.argv[1],
 
 
 def test_every_kind_of_state_survives_a_stop(tmp_path):
-    changes = {"model.head": "personal", "optimizer.name": "adam", "optimizer.learning_rate": 0.01,
-               "cohort_size": 2, "rounds": 4}
+    changes = {
+        "model.head": "personal",
+        "optimizer.name": "adam",
+        "optimizer.learning_rate": 0.01,
+        "cohort_size": 2,
+        "rounds": 4,
+    }
     at_once = ffa.simulate(tiny(**changes), out=tmp_path / "whole")
     with pytest.raises(simulation.Interrupted):
         ffa.simulate(tiny(**changes), out=tmp_path / "cut", observe=StopAfter(1))
     resumed = ffa.resume(tmp_path / "cut")
     assert same_bits(at_once, resumed)
     assert timeless(resumed) == timeless(at_once)
-    one, other = (load_file(r.path / "adapter" / "personal.safetensors") for r in (at_once, resumed))
+    one, other = (
+        load_file(r.path / "adapter" / "personal.safetensors") for r in (at_once, resumed)
+    )
     assert all(np.array_equal(one[k], other[k]) for k in one)
 
 
@@ -131,7 +138,9 @@ def test_a_finished_run_says_so_and_stays_as_it_is(whole):
     assert (whole.path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_stops_before_the_budget_is_passed_and_goes_on_with_a_larger_one(whole, tmp_path, capsys):
+def test_a_run_stops_before_the_budget_is_passed_and_goes_on_with_a_larger_one(
+    whole, tmp_path, capsys
+):
     budget = (whole.metrics[2]["epsilon"] + whole.metrics[3]["epsilon"]) / 2
     out = tmp_path / "budget"
     run = ffa.simulate(tiny(**{"privacy.epsilon": budget}), out=out)

@@ -82,7 +82,7 @@ def as_dataset(
         raise InputError(f"No examples in the data ({source}): expected at least one row.")
     if len(sizes) != 1:
         raise InputError(f"Columns of unequal length in the data ({source}): {sorted(sizes)}.")
-    inputs = {"text": _texts(picked[text], text, source)}
+    inputs: dict[str, Sequence] = {"text": _texts(picked[text], text, source)}
     if text_pair is not None:
         inputs["text_pair"] = _texts(picked[text_pair], text_pair, source)
     labels, class_names = np.zeros(len(inputs["text"]), np.int64), ()

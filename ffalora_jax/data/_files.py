@@ -15,7 +15,9 @@ FILE_COLUMN = "file"
 def load(config: DataConfig, suffix: str, read: Callable[[Path], dict[str, list]]) -> Dataset:
     """Reads a file, or all files of a folder, into one data set."""
     if config.path is None:
-        raise InputError(f"Expected --data.path for data.name {config.name!r}: a {suffix} file or folder.")
+        raise InputError(
+            f"Expected --data.path for data.name {config.name!r}: a {suffix} file or folder."
+        )
     path = Path(config.path)
     if not path.exists():
         raise InputError(f"No file or folder {str(path)!r}: check --data.path.")
@@ -49,7 +51,9 @@ def _read(file: Path, read: Callable[[Path], dict[str, list]]) -> dict[str, list
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"Cannot read {file}: {getattr(error, 'strerror', None) or error}.") from None
+        raise InputError(
+            f"Cannot read {file}: {getattr(error, 'strerror', None) or error}."
+        ) from None
     if not table or not next(iter(table.values())):
         raise InputError(f"{file} holds no examples: expected a header and at least one row.")
     return table

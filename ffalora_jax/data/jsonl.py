@@ -16,7 +16,11 @@ def build(config: DataConfig, seed: int) -> Dataset:
 
 def read(path: Path) -> dict[str, list]:
     """Reads one file into columns; every line must have the same fields."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opened = (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8")
+    )
     columns: dict[str, list] = {}
     with opened as file:
         for number, line in enumerate(file, 1):
@@ -25,7 +29,9 @@ def read(path: Path) -> dict[str, list]:
             row = _parse(line, f"Line {number} of {path}")
             if columns and set(row) != set(columns):
                 odd = ", ".join(sorted(set(row) ^ set(columns)))
-                raise InputError(f"Line {number} of {path} differs from the first in its fields: {odd}.")
+                raise InputError(
+                    f"Line {number} of {path} differs from the first in its fields: {odd}."
+                )
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
     return columns
@@ -37,5 +43,7 @@ def _parse(line: str, where: str) -> dict:
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}).") from None
     if not isinstance(row, dict):
-        raise InputError(f"{where} is not a JSON object: expected one like {{\"text\": ..., \"label\": ...}}.")
+        raise InputError(
+            f'{where} is not a JSON object: expected one like {{"text": ..., "label": ...}}.'
+        )
     return row

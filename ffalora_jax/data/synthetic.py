@@ -4,6 +4,8 @@ Each sentence is filler with three to five opinion words; the label is the major
 in twenty is flipped. Four sites use the same opinion words with different fillers and class shares.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ffalora_jax import rng
@@ -29,7 +31,10 @@ def build(config: DataConfig, seed: int) -> Dataset:
     size = config.max_examples or DEFAULT_SIZE
     clients = np.arange(size) % len(FILLERS)
     labels = (draw.random(size) < np.array(POSITIVE_SHARE)[clients]).astype(np.int64)
-    texts = [_sentence(draw, FILLERS[client], bool(label)) for client, label in zip(clients, labels, strict=True)]
+    texts = [
+        _sentence(draw, FILLERS[client], bool(label))
+        for client, label in zip(clients, labels, strict=True)
+    ]
     labels = np.where(draw.random(size) < FLIPPED, 1 - labels, labels)
     return Dataset(
         {"text": texts},
@@ -41,7 +46,7 @@ def build(config: DataConfig, seed: int) -> Dataset:
     )
 
 
-def _sentence(draw: np.random.Generator, fillers: list[str], positive: bool) -> str:
+def _sentence(draw: np.random.Generator, fillers: Sequence[str], positive: bool) -> str:
     opinions = int(draw.integers(1, 3))
     words = [
         *draw.choice(GOOD if positive else BAD, opinions + 1),

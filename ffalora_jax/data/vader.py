@@ -83,7 +83,9 @@ def _from_path(path: Path) -> bytes:
     candidates = [path / INNER, *sorted(path.glob("vader*.tar.gz"))] if path.is_dir() else [path]
     found = next((file for file in candidates if file.is_file()), None)
     if found is None:
-        raise InputError(f"No {INNER} and no sdist of vaderSentiment in {str(path)!r}: check --data.path.")
+        raise InputError(
+            f"No {INNER} and no sdist of vaderSentiment in {str(path)!r}: check --data.path."
+        )
     if found.name != INNER:
         fetch.check_hash(found, SDIST_SHA256)
         return _inner(fetch.read_tar(found.read_bytes()))[INNER]
@@ -92,4 +94,5 @@ def _from_path(path: Path) -> bytes:
 
 
 def _inner(members: dict[str, bytes]) -> dict[str, bytes]:
-    return {INNER: data for path, data in members.items() if Path(path).name == INNER}
+    found = [data for path, data in members.items() if Path(path).name == INNER]
+    return {INNER: found[0]} if found else {}

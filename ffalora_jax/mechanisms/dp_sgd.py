@@ -49,10 +49,17 @@ def build(experiment: Experiment) -> Mechanism:
         if settings.budget is not None and not calibrated:
             affordable = min(
                 _affordable_rounds(draw, sigma, schedule, settings)
-                for draw, sigma in {(_priced_as(d, draws), s) for d, s in zip(draws, multipliers, strict=True)}
+                for draw, sigma in {
+                    (_priced_as(d, draws), s) for d, s in zip(draws, multipliers, strict=True)
+                }
             )
         return Plan(
-            clients, capacity, "example", epsilons, affordable, tuple(sorted({w for w in warnings if w}))
+            clients,
+            capacity,
+            "example",
+            epsilons,
+            affordable,
+            tuple(sorted({w for w in warnings if w})),
         )
 
     def private_grad(key, total, noise_multiplier):

@@ -26,7 +26,7 @@ class Method(NamedTuple):
     """Trained LoRA leaves that stay at their client."""
     upload: Callable[[Adapters, Adapters], Adapters] = lambda start, end: end
     """(server's leaves at the start of the round, the client's at the end) -> what it sends."""
-    read: Callable[[Adapters, Adapters, Adapters, Array], Adapters] = (
+    read: Callable[[Adapters, Adapters, Adapters, Array | None], Adapters] = (
         lambda state, mean, uploads, weights: mean
     )
     """(server's leaves, mean upload, stacked uploads, weights) -> the server's next leaves."""

@@ -1,4 +1,4 @@
-"""The mirror image of FFA-LoRA: B random and frozen, A from zero and trained. The control that the paper lacks.
+"""The mirror image of FFA-LoRA: B random and frozen, A from zero and trained. A control.
 
 The average is exact for the same reason. A meets the layer's inputs, B its outputs, so the two differ
 where the one space is easier to guess than the other.

@@ -35,12 +35,16 @@ class Source(NamedTuple):
     licence: str
 
 
+def _no_module(config: dict[str, Any], num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
+    raise TypeError("A preset has no module of its own: ask its family.")
+
+
 class Model(NamedTuple):
     """One member of the shelf."""
 
     family: str
     """File name of the family (its own name for a family)."""
-    build: Callable[[dict[str, Any], int, nnx.Rngs], nnx.Module] | None = None
+    build: Callable[[dict[str, Any], int, nnx.Rngs], nnx.Module] = _no_module
     """(config.json as a dict, number of classes, rngs) -> module. Families have it."""
     rules: tuple[WeightRule, ...] = ()
     architectures: tuple[str, ...] = ()

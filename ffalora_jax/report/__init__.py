@@ -69,7 +69,11 @@ def _settings(experiment) -> list[tuple[str, str, str]]:
         else:
             inner = settings(type(value))
             found += [
-                (f"{name}.{key}", "" if getattr(value, key) is None else str(getattr(value, key)), one.help)
+                (
+                    f"{name}.{key}",
+                    "" if getattr(value, key) is None else str(getattr(value, key)),
+                    one.help,
+                )
                 for key, one in inner.items()
             ]
     return found

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ from ffalora_jax.report import words
 # Stand-ins that the page's style sheet replaces, so that one drawing serves both themes.
 INK, FAINT = "#010203", "#040506"
 LINES = tuple(f"#0a0b{index:02x}" for index in range(8))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ffalora_jax",
     "font.family": "sans-serif",
@@ -69,11 +70,22 @@ def accuracy_of_runs(runs: Sequence[Run]) -> str:
 def _accuracy(axes: Axes, run: Run) -> None:
     rounds, mean = _evaluated(run, "accuracy")
     _, per_site = _evaluated(run, "accuracy_per_client")
-    names = list(run.metrics[-1].get("test_accuracy_per_client") or [c["name"] for c in run.privacy["clients"]])
+    names = list(
+        run.metrics[-1].get("test_accuracy_per_client")
+        or [c["name"] for c in run.privacy["clients"]]
+    )
     if len(names) <= 7:
         for index, name in enumerate(names):
             values = [row[index] if row[index] is not None else np.nan for row in per_site]
-            axes.plot(rounds, values, "o-", color=_color(index + 1), label=name, linewidth=1.2, markersize=3)
+            axes.plot(
+                rounds,
+                values,
+                "o-",
+                color=_color(index + 1),
+                label=name,
+                linewidth=1.2,
+                markersize=3,
+            )
     axes.plot(rounds, mean, "o-", color=_color(0), label="all sites", linewidth=2.6)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("validation accuracy")
@@ -82,7 +94,12 @@ def _accuracy(axes: Axes, run: Run) -> None:
 
 def _epsilon(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    axes.plot([0, *rounds], [0.0, *(line["epsilon"] for line in run.metrics)], color=_color(0), label="spent")
+    axes.plot(
+        [0, *rounds],
+        [0.0, *(line["epsilon"] for line in run.metrics)],
+        color=_color(0),
+        label="spent",
+    )
     if run.privacy["budget"]:
         axes.axhline(run.privacy["budget"], color=INK, linestyle="--", linewidth=1, label="budget")
     axes.set_ylim(bottom=0)
@@ -92,9 +109,17 @@ def _epsilon(axes: Axes, run: Run) -> None:
 
 def _bytes(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    for index, (field, label) in enumerate((("bytes_up", "sent to the server"), ("bytes_down", "received"))):
+    for index, (field, label) in enumerate(
+        (("bytes_up", "sent to the server"), ("bytes_down", "received"))
+    ):
         total = np.cumsum([line[field] for line in run.metrics]) / 1e6
-        axes.plot([0, *rounds], [0, *total], color=_color(index), linestyle=("-", "--")[index], label=label)
+        axes.plot(
+            [0, *rounds],
+            [0, *total],
+            color=_color(index),
+            linestyle=("-", "--")[index],
+            label=label,
+        )
     axes.set_ylabel("megabytes, all sites")
     axes.set_ylim(bottom=0)
     _legend_below(axes, 2)
@@ -102,8 +127,13 @@ def _bytes(axes: Axes, run: Run) -> None:
 
 def _norms(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    axes.plot(rounds, [line["update_norm"] for line in run.metrics], color=_color(0), label="mean update")
-    mean = [np.mean([line["client_update_norms"][k] for k in line["participants"]] or [0]) for line in run.metrics]
+    axes.plot(
+        rounds, [line["update_norm"] for line in run.metrics], color=_color(0), label="mean update"
+    )
+    mean = [
+        np.mean([line["client_update_norms"][k] for k in line["participants"]] or [0])
+        for line in run.metrics
+    ]
     axes.plot(rounds, mean, color=_color(1), linestyle="--", label="one site's update, on average")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("L2 norm of the update")
@@ -147,14 +177,18 @@ def _drawing(draw: Callable[[Axes], None]) -> str:
             axes.set_xlabel("round")
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
     for index, color in enumerate(LINES):
         text = text.replace(color, f"var(--line{index})")
-    return re.sub(r'<svg ([^>]*?)height="[^"]*" ', r"<svg \1", text).replace('width="', 'data-width="', 1)
+    return re.sub(r'<svg ([^>]*?)height="[^"]*" ', r"<svg \1", text).replace(
+        'width="', 'data-width="', 1
+    )
 
 
 def _evaluated(run: Run, field: str) -> tuple[list[int], list]:

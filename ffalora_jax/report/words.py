@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ffalora_jax.loaded_run import Run
 
@@ -75,7 +75,9 @@ def label(run: Run) -> str:
     """Names a run by its method and its privacy."""
     name = run.experiment.method.name
     method = METHOD_NAMES.get(name, name)
-    return f"{method}, no privacy" if run.epsilon is None else f"{method}, epsilon {run.epsilon:.3g}"
+    return (
+        f"{method}, no privacy" if run.epsilon is None else f"{method}, epsilon {run.epsilon:.3g}"
+    )
 
 
 def row(run: Run) -> Row:
@@ -97,7 +99,9 @@ def row(run: Run) -> Row:
 def sites(run: Run) -> list[Site]:
     """Returns a line for each site that trained."""
     accuracies = run.metrics[-1].get("test_accuracy_per_client") or {}
-    sent = {one["name"]: one["bytes_up"] + one["bytes_down"] for one in run.communication["clients"]}
+    sent = {
+        one["name"]: one["bytes_up"] + one["bytes_down"] for one in run.communication["clients"]
+    }
     return [
         Site(
             one["name"],
@@ -115,8 +119,14 @@ def answer(run: Run) -> str:
     """The whole result in one sentence."""
     facts = row(run)
     count = len(run.privacy["clients"])
-    who = "One place that holds all the data" if run.experiment.method.name == "centralized" else (
-        f"{_count_word(count)} sites that keep their texts to themselves" if count > 1 else "One site"
+    who = (
+        "One place that holds all the data"
+        if run.experiment.method.name == "centralized"
+        else (
+            f"{_count_word(count)} sites that keep their texts to themselves"
+            if count > 1
+            else "One site"
+        )
     )
     if facts.accuracy is None:
         return f"{who} trained for {facts.rounds} rounds; the run has not reached its final evaluation."
@@ -125,7 +135,7 @@ def answer(run: Run) -> str:
         f"where always naming each site's commonest class gives {percent(facts.majority)}"
     )
     traffic = f"{size(facts.bytes_per_client)} sent and received per site"
-    if facts.epsilon is None:
+    if facts.epsilon is None or facts.delta is None:
         return f"{gained}; nothing is protected by noise, and it cost {traffic}."
     return (
         f"{gained}; every single training text is protected with epsilon {facts.epsilon:.2f} "
@@ -152,8 +162,6 @@ def comparison(runs: Sequence[Run]) -> str:
         )
     said.append("These are single runs of one seed: differences of a few points may be chance.")
     return " ".join(said)
-
-
 
 
 def _count_word(count: int) -> str:

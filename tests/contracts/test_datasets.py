@@ -27,7 +27,9 @@ def write(name, folder):
         import pyarrow.parquet as pq
 
         path = folder / "d.parquet"
-        pq.write_table(pa.table({"text": [a for a, _ in ROWS], "label": [b for _, b in ROWS]}), path)
+        pq.write_table(
+            pa.table({"text": [a for a, _ in ROWS], "label": [b for _, b in ROWS]}), path
+        )
         return str(path)
     return None
 
@@ -36,7 +38,9 @@ def write(name, folder):
 def test_a_dataset_holds_together(name, tmp_path):
     if name == "vader":
         pytest.skip("the real archive needs the package index: run by the slow suite and the demo")
-    dataset = registry.lookup("datasets", name)(DataConfig(name=name, path=write(name, tmp_path)), 0)
+    dataset = registry.lookup("datasets", name)(
+        DataConfig(name=name, path=write(name, tmp_path)), 0
+    )
     assert isinstance(dataset, Dataset)
     assert len(dataset) == len(dataset.inputs["text"]) > 0
     assert dataset.labels.min() == 0

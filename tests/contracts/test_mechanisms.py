@@ -34,7 +34,8 @@ def test_a_private_gradient_keeps_tree_shapes_and_float32(name, key):
     total = {"a": {"x": jnp.ones((2, 3))}, "b": {"y": jnp.ones(4)}}
     gradient = built(name).private_grad(key, total, jnp.float32(1.0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), gradient) == jax.tree.map(
-        lambda x: (x.shape, jnp.dtype("float32")), total)
+        lambda x: (x.shape, jnp.dtype("float32")), total
+    )
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
