@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from ffalora_jax.errors import InputError
+from ffalora_jax.errors import InputError, positive
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser_of(command: str, description: str) -> Parser:
+    """Returns the parser of one command."""
     return Parser(prog=f"ffalora {command}", description=description, allow_abbrev=False)
 
 
@@ -48,6 +49,7 @@ def run(arguments: list[str]) -> int:
         raise InputError(
             "Expected exactly one of --epsilon and --noise-multiplier: give the one you know."
         )
+    positive(noise_multiplier=asked.noise_multiplier, epsilon=asked.epsilon)
     draw = accounting.sampling(asked.num_examples, asked.batch_size, asked.capacity)
     if asked.steps < 1:
         raise InputError(f"Expected --steps >= 1, got {asked.steps}.")

@@ -238,7 +238,7 @@ def _release_note(unit: str | None, given_noise_seed: bool) -> str:
             "reproducible, not releasable: the noise seed was given by hand, and whoever knows it can take "
             "the noise away; run again without noise_seed before anything leaves the house"
         )
-    return "the noise came from fresh entropy that is kept only in checkpoints/: delete that folder to release"
+    return "the noise came from fresh entropy, kept only in checkpoints/: delete that folder to release"
 
 
 def _git_commit() -> str | None:

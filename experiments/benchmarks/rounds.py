@@ -1,0 +1,53 @@
+"""Blocks of a draw, longest first and cut to three widths, against one padded block of the whole capacity.
+
+Claim: on a CPU, computing only what the draw filled takes well under half the time of the padded form.
+
+Run: python experiments/benchmarks/rounds.py        Time: about 4 minutes on two cores
+Result (AMD EPYC, 2 cores, quickstart data, random MiniLM-size weights, seconds per client-step, second call, while
+other programs ran): padded 1.07, blocks of 8 at full width 0.57, blocks of 8 at three widths 0.39, of 16: 0.45.
+"""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+import ffalora_jax as ffa
+from ffalora_jax import rng
+from ffalora_jax.clipping import Blocks, block_widths
+from ffalora_jax.prepare import prepare
+from ffalora_jax.round import Keys
+
+REPEATS = 3
+
+
+def main() -> None:
+    """Times one round of every form in turn, the forms interleaved, and prints medians."""
+    run = prepare(ffa.load_experiment("experiments/quickstart.toml"))
+    tokens, capacity = run.experiment.model.max_tokens, run.plan.capacity
+    forms = {
+        "padded, one block": Blocks(capacity, (tokens,)),
+        "blocks of 8, full width": Blocks(8, (tokens,)),
+        "blocks of 8, three widths": Blocks(8, block_widths(tokens)),
+        "blocks of 16, three widths": Blocks(16, block_widths(tokens)),
+    }
+    keys = Keys(rng.public_root(0), rng.secret_root(0))
+    arguments = (keys, run.state, run.frozen, run.data, run.numbers, jnp.int32(1))
+    calls = {
+        name: run._replace(blocks=b).rounds().lower(*arguments).compile()
+        for name, b in forms.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(REPEATS + 1):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call(*arguments))
+            seconds[name].append(time.perf_counter() - begin)
+    steps = run.settings.cohort_size * run.experiment.local_steps
+    for name, found in seconds.items():
+        print(f"{name:28} {statistics.median(found[1:]) / steps:.3f} s a client-step")
+
+
+if __name__ == "__main__":
+    main()
