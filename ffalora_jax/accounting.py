@@ -17,6 +17,7 @@ from ffalora_jax import cache
 from ffalora_jax.errors import InputError, between, one_of, positive
 
 NEIGHBOURS = "add or remove one example (zero-out, the number of examples is public)"
+LEAST_NOISE = 0.1
 _COARSE, _FINE = (
     1e-3,
     1e-4,
@@ -106,7 +107,12 @@ def epsilon_of(
         InputError: a capped draw with RDP; a delta that PLD cannot resolve.
     """
     _check(draw, delta, accountant)
-    positive(noise_multiplier=noise_multiplier)
+    if not noise_multiplier >= LEAST_NOISE:
+        raise InputError(
+            f"Expected noise_multiplier >= {LEAST_NOISE}, got {noise_multiplier}: less promises nothing "
+            "(epsilon in the hundreds and more) and takes the accountant forever. Without privacy: "
+            "--privacy.mechanism none."
+        )
     if steps == 0:
         return 0.0
     value = _epsilon(draw, noise_multiplier, steps, delta, accountant, _COARSE)
@@ -128,7 +134,7 @@ def noise_for(
     _check(draw, delta, accountant)
     positive(epsilon=epsilon)
     uncapped = draw._replace(capacity=None)
-    low, high = 0.01, 1.0
+    low, high = LEAST_NOISE, 1.0
     while epsilon_of(uncapped, high, steps, delta, accountant) > epsilon:
         low, high = high, high * 2
         if high > 1e4:

@@ -98,11 +98,11 @@ def prepare(
     expected = experiment.batch_size * (len(owned) if method.pooled else 1)
     _check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
     cohort_size = _cohort_size(experiment, len(rows), method)
+    loaded = _load_model(experiment, model, dataset.num_classes)
+    injected = _inject(experiment, loaded)
     schedule = Schedule(experiment.rounds, experiment.local_steps, expected)
     mechanism = make_mechanism(experiment.replace(batch_size=expected))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
-    loaded = _load_model(experiment, model, dataset.num_classes)
-    injected = _inject(experiment, loaded)
     tokens = loaded.tokenizer(
         dataset.inputs["text"], dataset.inputs.get("text_pair"), experiment.model.max_tokens
     )
@@ -194,7 +194,12 @@ def _load_model(experiment: Experiment, model: nnx.Module | None, num_classes: i
 
 
 def _inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
-    settings = experiment.method
+    settings, most = experiment.method, getattr(loaded.model, "max_positions", None)
+    if most is not None and experiment.model.max_tokens > most:
+        raise InputError(
+            f"Expected model.max_tokens <= {most}, the model's positions, got "
+            f"{experiment.model.max_tokens}: lower --model.max-tokens."
+        )
     return lora.inject(
         loaded.model,
         settings.targets or loaded.targets,

@@ -79,7 +79,12 @@ def load_pretrained(
     )
     own_classes = _num_labels(config)
     classes = num_classes or own_classes
-    model = nnx.eval_shape(lambda: family.build(config, classes, nnx.Rngs(0)))
+    try:
+        model = nnx.eval_shape(lambda: family.build(config, classes, nnx.Rngs(0)))
+    except KeyError as error:
+        raise InputError(
+            f"No {error} in {directory / 'config.json'}: the model needs it."
+        ) from None
     graph, abstract = nnx.split(model)
     wanted = _flatten(nnx.to_pure_dict(abstract))
     found, problems = _read_weights(directory / WEIGHTS, family, wanted)

@@ -120,6 +120,8 @@ def resume(
         InputError: no run there, no checkpoint, or one of another experiment or other weights.
     """
     folder = RunFolder.open(path)
+    if not folder.checkpoints.is_dir():
+        raise InputError(f"No checkpoint in {path}: start again with `ffalora run`.")
     checkpoints = Checkpoints(folder.checkpoints)
     try:
         ledger = checkpoints.newest()

@@ -1,6 +1,7 @@
 """Rooms in order: a module imports only from rooms above it, and shelves' members import no other shelf."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,6 @@ def test_files_stay_readable(path):
 
 
 def test_nothing_in_the_package_could_run_foreign_code():
-    banned = ("import pickle", "torch.load", "trust_remote_code", "eval(", "exec(", "shell=True")
+    banned = r"import pickle|torch\.load|trust_remote_code|(?<![.\w])(eval|exec)\(|shell=True"
     for path in MODULES:
-        text = path.read_text().replace("jax.eval_shape(", "").replace("nnx.eval_shape(", "")
-        assert not [word for word in banned if word in text], path.name
+        assert not re.search(banned, path.read_text()), path.name

@@ -3,8 +3,8 @@
 Claim: on a CPU, computing only what the draw filled takes well under half the time of the padded form.
 
 Run: python experiments/benchmarks/rounds.py        Time: about 4 minutes on two cores
-Result (AMD EPYC, 2 cores, quickstart data, random MiniLM-size weights, seconds per client-step, second call, while
-other programs ran): padded 1.07, blocks of 8 at full width 0.57, blocks of 8 at three widths 0.39, of 16: 0.45.
+Result (AMD EPYC, 2 cores, quickstart sizes, random MiniLM-size weights, seconds per client-step, once, while
+other programs ran): padded 1.07; blocks of 8 at full width 0.57, at three widths 0.39; of 16: 0.45.
 """
 
 import statistics
