@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     runs = []
     for number, (name, changes) in enumerate(RUNS.items(), 1):
         with progress(f"{number}/{len(RUNS)} {name}") as observe:
-            changed = experiment.replace(name=name, **changes)
+            changed = experiment.replace(name=f"quickstart, {name}", **changes)
             runs.append(simulate(changed, out=folder / name, observe=observe))
     report = write_report(runs, folder / "report.html")
     show_run(runs[0])

@@ -69,21 +69,22 @@ def show_run(run: Run) -> None:
 def show_comparison(runs: list[Run], console: Console | None = None) -> None:
     """Prints one line a run: accuracy, epsilon, bytes, seconds."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    for name in ("accuracy", "guessing", "epsilon", "a site", "in all", "seconds"):
-        table.add_column(name, justify="right")
-    for run in runs:
-        facts = words.row(run)
+    for name in ("run", "accuracy", "epsilon", "a site", "in all", "seconds"):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+    rows = [words.row(run) for run in runs]
+    for facts in rows:
         table.add_row(
             facts.label,
             words.percent(facts.accuracy),
-            words.percent(facts.majority),
             words.number(facts.epsilon),
             words.size(facts.bytes_per_client),
             words.size(facts.bytes_total),
             f"{facts.seconds:.0f}",
         )
-    (console or Console()).print(table)
+    console = console or Console()
+    console.print(table)
+    guessing = words.percent(rows[0].majority)
+    console.print(f"always naming each site's commonest class: {guessing}", highlight=False)
 
 
 def _label(title: str, stage: str) -> str:

@@ -174,7 +174,8 @@ def _train(
     keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(ledger.noise_seed))
     predict = make_predictor(run.model.apply)
     checkpoints = Checkpoints(folder.checkpoints)
-    observe(Event("compiling the round"))
+    at_once = run.settings.chunk
+    observe(Event(f"compiling the round, {at_once} client{'s' * (at_once > 1)} at a time"))
     arguments = (keys, state, run.frozen, run.data, run.numbers, jnp.int32(1))
     # Compiled ahead of time: an executable cannot be traced again, whatever the later calls hold.
     rounds_call = run.rounds().lower(*arguments).compile()

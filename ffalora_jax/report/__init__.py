@@ -51,6 +51,7 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
         settings=_settings(first.experiment),
         communication=first.communication,
         last=first.metrics[-1],
+        partition=first.folder.read_json("partition.json"),
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
