@@ -81,6 +81,16 @@ def check_delta(delta: float, num_examples: int) -> str | None:
     return None
 
 
+def check_noise(noise_multiplier: float) -> None:
+    """Raises InputError for noise so small that it promises nothing."""
+    if not noise_multiplier >= LEAST_NOISE:
+        raise InputError(
+            f"Expected noise_multiplier >= {LEAST_NOISE}, got {noise_multiplier}: less promises nothing "
+            "(epsilon in the hundreds and more) and takes the accountant forever. Without privacy: "
+            "--privacy.mechanism none."
+        )
+
+
 def event_of(draw: Sampling, noise_multiplier: float):
     """Returns the DpEvent of one noised sum over one draw."""
     import dp_accounting
@@ -107,12 +117,7 @@ def epsilon_of(
         InputError: a capped draw with RDP; a delta that PLD cannot resolve.
     """
     _check(draw, delta, accountant)
-    if not noise_multiplier >= LEAST_NOISE:
-        raise InputError(
-            f"Expected noise_multiplier >= {LEAST_NOISE}, got {noise_multiplier}: less promises nothing "
-            "(epsilon in the hundreds and more) and takes the accountant forever. Without privacy: "
-            "--privacy.mechanism none."
-        )
+    check_noise(noise_multiplier)
     if steps == 0:
         return 0.0
     value = _epsilon(draw, noise_multiplier, steps, delta, accountant, _COARSE)

@@ -31,7 +31,7 @@ class Book:
         self.participations = np.zeros(count, int)
         for line in kept:
             self.participations[line["participants"]] += 1
-        self.up, self.down = message_bytes(run.state)
+        self.up, self.down = message_bytes(run)
 
     @property
     def bytes_total(self) -> int:

@@ -35,6 +35,8 @@ class Ledger(NamedTuple):
     """Hash of experiment.toml."""
     weights: str
     """Hash of the backbone's file."""
+    data: str
+    """Hash of the training examples and their owners: the noise keys belong to them."""
 
 
 class Checkpoints:

@@ -6,6 +6,7 @@ if more than ``capacity`` are, a uniformly random ``capacity`` of them stay. The
 (``accounting.capped_event``).
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,14 @@ def client_data(inputs, labels, lengths, owners: Sequence[np.ndarray]) -> Client
         members=jnp.asarray(members),
         sizes=jnp.asarray([len(rows) for rows in owners], jnp.int32),
     )
+
+
+def data_hash(data: ClientData) -> str:
+    """Returns a hash of all training examples, their labels and their owners."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(data):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def draw_cohort(

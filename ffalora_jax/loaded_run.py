@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from ffalora_jax import lora, pretrained
+from ffalora_jax import lora
 from ffalora_jax.adapter_file import CONFIG, load_adapter
 from ffalora_jax.client import Frozen
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import client_adapters, make_predictor, softmax
+from ffalora_jax.prepare import load_model
 from ffalora_jax.round import RoundState
 from ffalora_jax.run_folder import RunFolder
 
@@ -28,8 +30,8 @@ class Prediction(NamedTuple):
 class Run:
     """What ``simulate`` and ``load_run`` return."""
 
-    def __init__(self, folder: RunFolder):
-        self.folder = folder
+    def __init__(self, folder: RunFolder, model: nnx.Module | None = None):
+        self.folder, self._given = folder, model
         self.experiment = folder.experiment()
         self.metrics = folder.metrics()
         self.privacy = folder.read_json("privacy.json")
@@ -106,7 +108,7 @@ class Run:
         shared, personal = load_adapter(self.path / "adapter")
         settings = self.experiment
         class_names = config["class_names"]
-        loaded = pretrained.load(settings.model.name, len(class_names), settings.seed)
+        loaded = load_model(settings, self._given, len(class_names))
         if loaded.weights_sha256 != config["weights_sha256"]:
             raise InputError(
                 f"The backbone's weights have sha256 {loaded.weights_sha256[:12]}..., the run was made with "
@@ -140,8 +142,8 @@ class _Model(NamedTuple):
     client_names: tuple[str, ...]
 
 
-def load_run(path: str | Path) -> Run:
-    """Opens a run folder.
+def load_run(path: str | Path, model: nnx.Module | None = None) -> Run:
+    """Opens a run folder; ``model`` is the NNX model that was given to ``simulate``, if one was.
 
     Raises:
         InputError: there is no run.
@@ -151,4 +153,4 @@ def load_run(path: str | Path) -> Run:
         raise InputError(
             f"The run in {str(path)!r} stopped before its first round was saved: start it again."
         )
-    return Run(folder)
+    return Run(folder, model)

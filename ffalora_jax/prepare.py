@@ -3,6 +3,7 @@
 Stands between the parts and the loop: ``simulate`` runs what is prepared here, ``run_folder`` writes it.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def prepare(
     expected = experiment.batch_size * (len(owned) if method.pooled else 1)
     _check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
     cohort_size = _cohort_size(experiment, len(rows), method)
-    loaded = _load_model(experiment, model, dataset.num_classes)
+    loaded = load_model(experiment, model, dataset.num_classes)
     injected = _inject(experiment, loaded)
     schedule = Schedule(experiment.rounds, experiment.local_steps, expected)
     mechanism = make_mechanism(experiment.replace(batch_size=expected))
@@ -181,7 +182,8 @@ def initial_state(model: LoraModel, method: Method, draw_factor, experiment, num
     return frozen, state
 
 
-def _load_model(experiment: Experiment, model: nnx.Module | None, num_classes: int) -> Loaded:
+def load_model(experiment: Experiment, model: nnx.Module | None, num_classes: int) -> Loaded:
+    """Returns the experiment's model, or the user's own with its tokenizer and a hash of its arrays."""
     if model is None:
         return pretrained.load(experiment.model.name, num_classes, experiment.seed)
     words = getattr(model, "tokenizer", None)
@@ -190,7 +192,11 @@ def _load_model(experiment: Experiment, model: nnx.Module | None, num_classes: i
             "A model of your own needs a tokenizer: set model.tokenizer to a function like "
             "ffalora_jax.text.hash_tokenizer(vocab_size)."
         )
-    return Loaded(model, words, r".*(query|value)", "given in Python", type(model).__name__)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    targets, name = r".*(query|value)", f"{type(model).__name__}, given in Python"
+    return Loaded(model, words, targets, digest.hexdigest(), name, own=True)
 
 
 def _inject(experiment: Experiment, loaded: Loaded) -> LoraModel:

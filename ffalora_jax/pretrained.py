@@ -33,6 +33,8 @@ class Loaded(NamedTuple):
     weights_sha256: str
     """Hash of the weight file, or how a random model was made."""
     source: str
+    own: bool = False
+    """Whether the user gave the module itself."""
 
 
 def load(name: str, num_classes: int, seed: int) -> Loaded:

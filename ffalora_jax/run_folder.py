@@ -23,19 +23,31 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import load_experiment, to_toml
 from ffalora_jax.partition import class_table
 from ffalora_jax.prepare import Prepared
-from ffalora_jax.round import RoundState
 
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
 )
 NOT_PROTECTED = (
     "the number of examples of each client",
+    "how many examples of each class a client has (partition.json, and the figure for guessing)",
     "which clients took part in which round",
     "settings chosen by looking at results: tuning of hyper-parameters spends privacy that is not counted",
     "held-out data: accuracies are computed on it without noise",
     "fields of metrics.jsonl marked as not private, and the pictures made from them",
 )
-NOT_PRIVATE_FIELDS = ("loss", "clipped_share", "gradient_norm", "drawn", "broken", "accuracy")
+NOT_PRIVATE_FIELDS = (
+    "loss",
+    "clipped_share",
+    "gradient_norm",
+    "drawn",
+    "broken",
+    "accuracy",
+    "accuracy_per_client",
+    "validation_loss",
+    "test_accuracy",
+    "test_accuracy_per_client",
+    "majority_accuracy",
+)
 
 
 class RunFolder:
@@ -94,10 +106,16 @@ class RunFolder:
         return hashlib.sha256(self.experiment_file.read_bytes()).hexdigest()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Reads metrics.jsonl."""
-        return [
-            json.loads(line) for line in self.metrics_file.read_text().splitlines() if line.strip()
-        ]
+        """Reads metrics.jsonl; a last line that was cut off belongs to a round that was not saved."""
+        lines = [line for line in self.metrics_file.read_text().splitlines() if line.strip()]
+        found = []
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                if number < len(lines):
+                    raise InputError(f"Line {number} of {self.metrics_file} is not JSON.") from None
+        return found
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl."""
@@ -144,7 +162,7 @@ def privacy(
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
     local_steps = run.experiment.local_steps
-    spent = [plan.epsilons(client, rounds_done)[-1] for client in range(len(plan.clients))]
+    spent = [plan.spent(client, rounds_done) for client in range(len(plan.clients))]
     clients = [
         {
             "name": name,
@@ -170,7 +188,7 @@ def privacy(
         "clip_norm": settings.clip_norm if plan.unit else None,
         "rounds": rounds_done,
         "planned_rounds": planned_rounds,
-        "stopped_at_budget": rounds_done == plan.rounds_within_budget < planned_rounds,
+        "stopped_at_budget": plan.rounds_within_budget <= rounds_done < planned_rounds,
         "clients": clients,
         "releasable": bool(plan.unit) and not given_noise_seed,
         "release_note": _release_note(plan.unit, given_noise_seed),
@@ -183,7 +201,7 @@ def privacy(
 
 def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
     """Bytes up and down after some rounds; ``participations`` counts each client's."""
-    up, down = message_bytes(run.state)
+    up, down = message_bytes(run)
     return {
         "bytes_up_per_participation": up,
         "bytes_down_per_participation": down,
@@ -221,12 +239,16 @@ def partition_table(run: Prepared) -> dict[str, Any]:
         }
         for name, row, a, b, c in zip(owners.names, table, *owners[1:], strict=True)
     ]
-    return {"class_names": list(run.dataset.class_names), "clients": clients}
+    return {
+        "not_private": True,
+        "class_names": list(run.dataset.class_names),
+        "clients": clients,
+    }
 
 
-def message_bytes(state: RoundState) -> tuple[int, int]:
+def message_bytes(run: Prepared) -> tuple[int, int]:
     """Bytes one client sends and receives in a round: the server's trained leaves, each way."""
-    size = nbytes(state.adapters)
+    size = 0 if run.method.pooled else nbytes(run.state.adapters)
     return size, size
 
 
@@ -238,7 +260,7 @@ def _release_note(unit: str | None, given_noise_seed: bool) -> str:
             "reproducible, not releasable: the noise seed was given by hand, and whoever knows it can take "
             "the noise away; run again without noise_seed before anything leaves the house"
         )
-    return "the noise came from fresh entropy, kept only in checkpoints/: delete that folder to release"
+    return "the noise is fresh entropy, kept only in checkpoints/: hand on adapter/ and privacy.json alone"
 
 
 def _git_commit() -> str | None:

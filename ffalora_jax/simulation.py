@@ -15,6 +15,7 @@ from ffalora_jax import rng
 from ffalora_jax.adapter_file import save_adapter
 from ffalora_jax.book import Book, largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger
+from ffalora_jax.cohort import data_hash
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import evaluate, majority_accuracy, make_predictor
@@ -23,7 +24,7 @@ from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.report import write_report
 from ffalora_jax.round import Keys, RoundState
-from ffalora_jax.run_folder import RunFolder, environment, partition_table, privacy
+from ffalora_jax.run_folder import RunFolder, environment, partition_table
 
 CALL_SECONDS = 4.0
 """A call of rounds aims at this length, so that Ctrl-C takes effect within seconds."""
@@ -98,6 +99,7 @@ def simulate(
         noise_seed=rng.fresh_noise_seed() if given is None else given,
         experiment=folder.experiment_hash(),
         weights=run.loaded.weights_sha256,
+        data=data_hash(run.data),
     )
     return _train(run, folder, ledger, run.state, observe)
 
@@ -135,13 +137,17 @@ def resume(
             )
         if rounds < 0:
             raise InputError(f"Expected --rounds >= 0, got {rounds}.")
+        if epsilon is not None and not epsilon >= (ledger.epsilon or 0.0):
+            raise InputError(
+                f"Expected --epsilon >= {ledger.epsilon or 0.0:.3g}, which is spent already, got {epsilon}."
+            )
         ledger = ledger._replace(
             planned_rounds=ledger.planned_rounds + rounds,
             budget=ledger.budget if epsilon is None else epsilon,
         )
         if ledger.rounds_done >= ledger.planned_rounds:
             observe(Event(f"the run has all its {ledger.planned_rounds} rounds: nothing to do"))
-            return load_run(path)
+            return load_run(path, model)
         observe(Event("preparing data, model and noise"))
         planned = experiment.replace(
             rounds=ledger.planned_rounds,
@@ -152,6 +158,17 @@ def resume(
             raise InputError(
                 f"The backbone's weights have sha256 {run.loaded.weights_sha256[:12]}..., the run was made "
                 f"with {ledger.weights[:12]}...: put the same checkpoint there."
+            )
+        if data_hash(run.data) != ledger.data:
+            raise InputError(
+                f"The training examples are not those that the run in {path} began with: its noise and its "
+                "epsilon belong to them. Put the data back, or start a new run."
+            )
+        spent_up = run.plan.rounds_within_budget <= ledger.rounds_done
+        if rounds and spent_up:
+            raise InputError(
+                f"No round can be added: the budget of epsilon {ledger.budget:g} is spent after "
+                f"{ledger.rounds_done} rounds. Give a larger one: --rounds {rounds} --epsilon E."
             )
         state = checkpoints.restore(run.state, ledger)
     finally:
@@ -166,9 +183,7 @@ def _train(
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
     given_seed = folder.read_json("environment.json")["reproducible"]
     if ledger.rounds_done >= last:  # resumed at its budget: no round may run
-        books = privacy(run, ledger.rounds_done, ledger.planned_rounds, given_seed)
-        folder.write_json("privacy.json", books)
-        return load_run(folder.path)
+        return load_run(folder.path, run.loaded.model if run.loaded.own else None)
     epsilons = largest_epsilons(run, last)
     book = Book(run, folder, epsilons, given_seed, ledger)
     keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(ledger.noise_seed))
@@ -208,7 +223,7 @@ def _train(
     checkpoints.close()
     _save_adapter(run, folder, state)
     book.write(done)
-    finished = load_run(folder.path)
+    finished = load_run(folder.path, run.loaded.model if run.loaded.own else None)
     if finished.metrics:
         write_report([finished], folder.report)
     if done < last:

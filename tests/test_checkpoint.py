@@ -9,7 +9,7 @@ from ffalora_jax.checkpoint import KEPT, Checkpoints, Ledger
 from ffalora_jax.errors import InputError
 from ffalora_jax.round import RoundState
 
-LEDGER = Ledger(3, 9, 6.0, (0.5, 0.7), 2.5, 2**63 + 5, "abc", "def")
+LEDGER = Ledger(3, 9, 6.0, (0.5, 0.7), 2.5, 2**63 + 5, "abc", "def", "ghi")
 
 
 def state(shift=0.0, rank=2):

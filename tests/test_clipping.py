@@ -103,6 +103,15 @@ def test_clipped_sum_equals_jax_privacy(key):
     np.testing.assert_allclose(found, joined, rtol=1e-5, atol=1e-6)
 
 
+def test_the_sum_is_computed_in_full_precision_on_accelerators():
+    lowered = total.lower(jnp.ones((SIZE, 5)), jnp.ones(SIZE, bool), 1.0).as_text()
+    sums = [
+        line for line in lowered.splitlines() if "dot_general" in line and f"tensor<{SIZE}x" in line
+    ]
+    assert sums
+    assert all("HIGHEST" in line for line in sums if f"tensor<{SIZE}xf32>, tensor<{SIZE}x" in line)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 50])
 @pytest.mark.parametrize("widths", [(8,), (2, 5, 8)])
 @pytest.mark.parametrize("num_real", [0, 1, 5, 7])

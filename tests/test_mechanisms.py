@@ -135,6 +135,16 @@ def test_many_sizes_take_the_smallest_clients_noise():
     assert max(reported) <= 4.0
 
 
+def test_many_sizes_with_a_tight_cap_are_refused():
+    with pytest.raises(InputError, match="client sizes"):
+        dp_sgd(capacity=10).plan(list(range(100, 120)), Schedule(2, 2, EXPECTED), None)
+
+
+def test_noise_that_promises_nothing_is_refused():
+    with pytest.raises(InputError, match="mechanism none"):
+        dp_sgd(noise_multiplier=0.01).plan([300], Schedule(2, 2, EXPECTED), None)
+
+
 def test_delta_near_one_over_n_warns_and_above_a_hundred_over_n_is_refused():
     plan = dp_sgd(delta=1 / 250).plan([200, 2000], Schedule(1, 1, EXPECTED), None)
     assert len(plan.warnings) == 1

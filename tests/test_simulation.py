@@ -154,6 +154,66 @@ def test_a_run_stops_before_the_budget_is_passed_and_goes_on_with_a_larger_one(
     assert same_bits(whole, ffa.load_run(out))
 
 
+def test_added_rounds_need_a_larger_budget_than_what_is_spent(tmp_path):
+    out = tmp_path / "run"
+    run = ffa.simulate(
+        tiny(rounds=1, **{"privacy.epsilon": 5.0, "privacy.noise_multiplier": None}), out=out
+    )
+    with pytest.raises(InputError, match="--rounds 2 --epsilon"):
+        ffa.resume(out, rounds=2)
+    for less in (run.epsilon / 2, float("nan"), -1.0):
+        with pytest.raises(InputError, match="spent already"):
+            ffa.resume(out, rounds=2, epsilon=less)
+    longer = ffa.resume(out, rounds=1, epsilon=50.0)
+    assert longer.epsilon > run.epsilon
+    before, after = (r.privacy["clients"][0]["noise_multiplier"] for r in (run, longer))
+    assert before == after
+
+
+def test_resuming_on_other_data_is_refused(tmp_path):
+    columns = {
+        "text": [f"{'good' if i % 2 else 'bad'} film" for i in range(90)],
+        "label": [i % 2 for i in range(90)],
+        "site": [i % 3 for i in range(90)],
+    }
+    out = tmp_path / "run"
+    ffa.simulate(tiny(rounds=1, **{"data.client": "site"}), columns, out=out)
+    changed = {**columns, "text": [*columns["text"][:-1], "another text"]}
+    with pytest.raises(InputError, match="not those that the run"):
+        ffa.resume(out, changed, rounds=1)
+    fewer = {name: values[:60] for name, values in columns.items()} | {
+        "site": [i % 2 for i in range(60)]
+    }
+    with pytest.raises(InputError, match="3 clients"):
+        ffa.resume(out, fewer, rounds=1)
+    assert len(ffa.resume(out, columns, rounds=1).metrics) == 2
+
+
+def test_a_last_line_that_was_cut_off_is_repaired(whole, tmp_path):
+    with pytest.raises(simulation.Interrupted):
+        ffa.simulate(tiny(), out=tmp_path / "cut", observe=StopAfter(1))
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"round_index": 5, "acc')
+    assert timeless(ffa.resume(tmp_path / "cut")) == timeless(whole)
+
+
+def test_a_model_of_ones_own_trains_and_predicts(tmp_path):
+    from flax import nnx
+
+    from ffalora_jax import registry
+    from ffalora_jax.text import hash_tokenizer
+
+    preset = registry.lookup("models", "tiny")()
+    model = registry.lookup("models", "bert")().build(preset.config, 2, nnx.Rngs(3))
+    model.tokenizer = hash_tokenizer(2048)
+    run = ffa.simulate(tiny(rounds=1), model=model, out=tmp_path / "run")
+    assert run.predict(["good film"]) == ffa.load_run(tmp_path / "run", model).predict(
+        ["good film"]
+    )
+    with pytest.raises(InputError, match="sha256"):
+        ffa.load_run(tmp_path / "run").predict(["good film"])
+
+
 def test_a_budget_that_not_even_one_round_keeps_to_is_refused(tmp_path):
     with pytest.raises(InputError, match="One round alone"):
         ffa.simulate(tiny(**{"privacy.epsilon": 0.01}), out=tmp_path / "run")

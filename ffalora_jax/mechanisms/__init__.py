@@ -42,6 +42,8 @@ class Plan(NamedTuple):
     """The privacy unit, ``"example"``; None without privacy."""
     epsilons: Callable[[int, int], list[float]]
     """(client, rounds) -> epsilon after each round 0..rounds."""
+    spent: Callable[[int, int], float]
+    """(client, rounds) -> epsilon after so many rounds: one point of ``epsilons``, at its price."""
     rounds_within_budget: int
     """Rounds after which the next one would pass the budget of some client."""
     warnings: tuple[str, ...] = ()
@@ -64,6 +66,11 @@ class Mechanism(NamedTuple):
     statement: str = ""
     """In words: what is protected, against whom."""
     trust_model: str = ""
+
+
+def nothing_promised(client: int, rounds: int) -> float:
+    """The last point of ``no_epsilons``."""
+    return float("inf")
 
 
 def no_epsilons(client: int, rounds: int) -> list[float]:

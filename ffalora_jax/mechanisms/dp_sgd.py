@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ffalora_jax import accounting, rng
 from ffalora_jax.config import Experiment
+from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan
 from ffalora_jax.types import Tree
 
@@ -29,6 +30,15 @@ def build(experiment: Experiment) -> Mechanism:
     def plan(sizes, schedule, multipliers=None):
         draws = [accounting.sampling(size, expected, capacity) for size in sizes]
         warnings = [accounting.check_delta(settings.delta, size) for size in sizes]
+        if len(set(draws)) > MOST_GROUPS and capacity < accounting.default_capacity(expected):
+            raise InputError(
+                f"Expected privacy.capacity >= {accounting.default_capacity(expected)} with more than "
+                f"{MOST_GROUPS} client sizes, got {capacity}: leave it out."
+            )
+        if multipliers is not None and len(multipliers) != len(draws):
+            raise InputError(
+                f"The run began with {len(multipliers)} clients, the data now has {len(draws)}: put it back."
+            )
         calibrated = multipliers is None and settings.noise_multiplier is None
         if multipliers is None:
             multipliers = _multipliers(draws, schedule.steps, settings)
@@ -45,6 +55,10 @@ def build(experiment: Experiment) -> Mechanism:
         def epsilons(client, rounds):
             return [0.0, *curve(_priced_as(draws[client], draws), multipliers[client], rounds)]
 
+        def spent(client, rounds):
+            draw, steps = _priced_as(draws[client], draws), schedule.local_steps * rounds
+            return accounting.epsilon_of(draw, multipliers[client], steps, settings.delta)
+
         affordable = schedule.rounds
         if settings.budget is not None and not calibrated:
             affordable = min(
@@ -58,6 +72,7 @@ def build(experiment: Experiment) -> Mechanism:
             capacity,
             "example",
             epsilons,
+            spent,
             affordable,
             tuple(sorted({w for w in warnings if w})),
         )
@@ -98,6 +113,7 @@ def add_noise(key: Array, total: Tree, stddev: Float[Array, ""] | float) -> Tree
 
 def _multipliers(draws, steps, settings) -> list[float]:
     if settings.noise_multiplier is not None:
+        accounting.check_noise(settings.noise_multiplier)
         return [settings.noise_multiplier] * len(draws)
     groups = set(draws)
     if len(groups) > MOST_GROUPS:

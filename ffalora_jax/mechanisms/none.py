@@ -6,7 +6,7 @@ import jax
 
 from ffalora_jax.accounting import default_capacity, sampling
 from ffalora_jax.config import Experiment
-from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan, no_epsilons
+from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan, no_epsilons, nothing_promised
 
 
 def build(experiment: Experiment) -> Mechanism:
@@ -18,7 +18,14 @@ def build(experiment: Experiment) -> Mechanism:
         clients = tuple(
             ClientPlan(sampling(size, expected, capacity), 0.0, event=None) for size in sizes
         )
-        return Plan(clients, capacity, None, no_epsilons, rounds_within_budget=schedule.rounds)
+        return Plan(
+            clients,
+            capacity,
+            None,
+            no_epsilons,
+            nothing_promised,
+            rounds_within_budget=schedule.rounds,
+        )
 
     def private_grad(key, total, noise_multiplier):
         return jax.tree.map(lambda leaf: leaf / expected, total)
