@@ -81,7 +81,8 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_in_the_same_bits(whole, tmp
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if out.exists() and (out / "metrics.jsonl").read_text().count("\n") >= 2:
+        metrics = out / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count("\n") >= 2:
             break
         time.sleep(0.02)
     process.kill()
