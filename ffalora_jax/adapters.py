@@ -37,11 +37,6 @@ def stack(adapters: Tree, count: int) -> Tree:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), adapters)
 
 
-def num_numbers(adapters: Tree) -> int:
-    """Returns how many float32 numbers the leaves hold."""
-    return sum(leaf.size for leaf in jax.tree.leaves(adapters))
-
-
 def nbytes(adapters: Tree) -> int:
     """Returns the bytes of all leaves, as sent."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(adapters))

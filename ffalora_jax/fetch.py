@@ -21,7 +21,7 @@ from ffalora_jax.cache import folder, write_atomically
 from ffalora_jax.errors import InputError
 
 MOST_BYTES = 2**32
-"""No single member of an archive may claim to be larger."""
+"""An archive may not unpack to more."""
 _HUB_PATIENCE = 3.0  # seconds
 
 
