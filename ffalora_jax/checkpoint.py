@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from ffalora_jax.errors import InputError
 from ffalora_jax.round import RoundState
+from ffalora_jax.types import Tree
 
 KEPT = 3
 
@@ -50,7 +51,13 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT, create=False, enable_async_checkpointing=False
             )
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            handlers = {
+                "state": ocp.StandardCheckpointHandler(),
+                "ledger": ocp.JsonCheckpointHandler(),
+            }
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=handlers
+            )
 
     def save(self, state: RoundState, ledger: Ledger) -> None:
         """Saves a step; whole or not at all."""
@@ -84,15 +91,22 @@ class Checkpoints:
             InputError: the checkpoint holds another tree or other shapes.
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        try:
-            tree = self._manager.restore(ledger.rounds_done, args=arguments)["state"]
-        except (ValueError, KeyError, FileNotFoundError) as error:
+        # Compared before anything is read: a read that fails half-way leaves orbax's others pending.
+        if self._shapes(ledger.rounds_done) != _shapes_of(target):
             raise InputError(
                 f"The checkpoint of round {ledger.rounds_done} in {self.folder} does not fit this "
-                f"experiment ({str(error).splitlines()[0][:120]}): it comes from another one."
-            ) from None
+                "experiment (other leaves or shapes): it comes from another one."
+            )
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        tree = self._manager.restore(ledger.rounds_done, args=arguments)["state"]
         return RoundState(tree["adapters"], tree["personal"], jnp.asarray(tree["round_index"]))
+
+    def _shapes(self, step: int) -> dict[str, Any] | None:
+        """Returns shape and dtype of every saved leaf, from the checkpoint's metadata alone."""
+        try:
+            return _shapes_of(self._manager.item_metadata(step)["state"].tree)
+        except (ValueError, KeyError, AttributeError, FileNotFoundError):
+            return None
 
     def close(self) -> None:
         """Releases orbax's threads."""
@@ -105,6 +119,12 @@ def _as_tree(state: RoundState) -> dict[str, Any]:
         "personal": state.personal,
         "round_index": state.round_index,
     }
+
+
+def _shapes_of(tree: Tree) -> dict[str, Any]:
+    # By path: orbax drops empty dicts from its metadata.
+    leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {jax.tree_util.keystr(path): (tuple(x.shape), str(x.dtype)) for path, x in leaves}
 
 
 def _ledger(found: dict[str, Any]) -> Ledger:
