@@ -15,8 +15,9 @@ import pytest
 
 from ffalora_jax import _version, cli, registry
 
-RUN = "run --data.name synthetic --model.name tiny --rounds 2 --seed 3 --noise-seed 4 --out"
-FAST = "--data.name synthetic --model.name tiny --rounds 1 --local-steps 1 --privacy.mechanism none"
+TINY = "--data.name synthetic --model.name tiny --model.max-tokens 16"
+RUN = f"run {TINY} --rounds 2 --seed 3 --noise-seed 4 --out"
+FAST = f"{TINY} --rounds 1 --local-steps 1 --privacy.mechanism none"
 PAPER = (
     "privacy --num-examples 22449 --batch-size 200 --steps 10000 --delta 1e-5 --accountant rdp"
 ).split()

@@ -136,4 +136,4 @@ def test_blocks_give_the_sum_of_the_whole_draw(key, size, widths, num_real):
 
 def test_widths_end_with_the_full_one_and_are_public():
     assert block_widths(48) == (24, 32, 48)
-    assert block_widths(8) == (8,)
+    assert block_widths(24) == (24,)
