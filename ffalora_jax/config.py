@@ -27,11 +27,17 @@ class DataConfig:
         str, Doc("data set: a name from `ffalora list datasets`, or module:function")
     ] = "vader"
     path: Annotated[
-        str | None, Doc("file or directory, for csv, jsonl, parquet and offline copies")
+        str | None,
+        Doc("file or directory: csv, jsonl, parquet, images, a TFDS data_dir, offline copies"),
     ] = None
     text: Annotated[str, Doc("column with the text")] = "text"
     text_pair: Annotated[str | None, Doc("column with a second text (pairs), if any")] = None
     label: Annotated[str, Doc("column with the class, as a number or a word")] = "label"
+    prompt: Annotated[str, Doc("instructions: column with what the model is given")] = "prompt"
+    response: Annotated[str, Doc("instructions: column with what it is to say")] = "response"
+    messages: Annotated[
+        str, Doc("instructions: column with chat messages, in place of prompt and response")
+    ] = "messages"
     client: Annotated[
         str | None, Doc("column that says whose example it is; makes the natural partition")
     ] = None

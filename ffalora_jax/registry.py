@@ -21,10 +21,26 @@ SHELVES = {
 
 
 def available(shelf: str) -> list[str]:
-    """Returns the names on a shelf, those of installed packages included."""
+    """Returns the names on a shelf, those of installed packages included.
+
+    A member with variants stands there as ``member/variant``, once for each of its ``VARIANTS``.
+    """
+    names = {name for member in members(shelf) for name in _variants(shelf, member)}
+    return sorted({*names, *_entry_points(shelf)})
+
+
+def members(shelf: str) -> list[str]:
+    """Returns the file names of a shelf's own members."""
     folder = Path(__file__).parent / SHELVES[shelf]
-    own = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")]
-    return sorted({*own, *_entry_points(shelf)})
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _variants(shelf: str, member: str) -> list[str]:
+    text = (Path(__file__).parent / SHELVES[shelf] / f"{member}.py").read_text()
+    if "\nVARIANTS" not in text:  # do not import what has none
+        return [member]
+    module = importlib.import_module(f"ffalora_jax.{SHELVES[shelf]}.{member}")
+    return [f"{member}/{variant}" for variant in module.VARIANTS]
 
 
 def lookup(shelf: str, name: str) -> Callable:
@@ -35,9 +51,9 @@ def lookup(shelf: str, name: str) -> Callable:
     """
     if ":" in name:
         return _from_path(shelf, name)
-    folder = Path(__file__).parent / SHELVES[shelf]
-    if name.isidentifier() and not name.startswith("_") and (folder / f"{name}.py").is_file():
-        return importlib.import_module(f"ffalora_jax.{SHELVES[shelf]}.{name}").build
+    member = name.partition("/")[0]
+    if member in members(shelf) and name in _variants(shelf, member):
+        return importlib.import_module(f"ffalora_jax.{SHELVES[shelf]}.{member}").build
     outside = _entry_points(shelf)
     if name in outside:
         return outside[name].load()

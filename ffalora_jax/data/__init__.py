@@ -1,16 +1,31 @@
 """Shelf of data sets. To add one, add a file whose ``build(config, seed)`` returns a ``Dataset``.
 
-Raw examples in, raw examples out: texts stay texts (``text.py`` tokenises), labels become 0 ... C-1 with
-their names kept. ``as_dataset`` takes what people have in Python.
+Raw examples in, raw examples out: texts stay texts and images stay files (``encode`` turns both into
+arrays), labels become 0 ... C-1 with their names kept. A member with variants (``glue/sst2``) lists them in
+``VARIANTS``; it finds the one that was asked for in ``config.name``. ``as_dataset`` takes what people have
+in Python.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ffalora_jax.errors import InputError
+
+KINDS = {"text": "text", "image": "images", "prompt": "instructions"}
+"""First column of ``inputs`` -> what kind of examples they are."""
+METRICS = ("accuracy", "f1", "matthews", "exact_match")
+
+
+class ImageSource(NamedTuple):
+    """One image, not yet decoded: a large set never lies decoded in memory at its full size."""
+
+    name: str
+    """For messages: the file's name."""
+    load: Callable[[], "bytes | np.ndarray"]
+    """Returns the encoded file, or pixels (height, width[, 3]) uint8."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,29 +33,43 @@ class Dataset:
     """Examples of one task; a dataclass, since its length is the number of examples."""
 
     inputs: dict[str, Sequence]
-    """``text`` and perhaps ``text_pair``: one entry an example."""
+    """One entry an example: ``text`` and perhaps ``text_pair``; or ``image`` (``ImageSource``s); or
+    ``prompt`` and ``response``."""
     labels: np.ndarray
-    """(example,) int64 in 0 ... num_classes - 1."""
+    """(example,) int64 in 0 ... num_classes - 1; zeros where responses are learnt."""
     class_names: tuple[str, ...]
     clients: np.ndarray | None = None
     """(example,) index of the owner: the natural partition; None if there is none."""
     client_names: tuple[str, ...] = ()
     source: str = ""
     """Where it came from, with its licence: for the report."""
+    held_out: np.ndarray | None = None
+    """(example,) bool, True for the official evaluation examples: these are the test part then."""
+    metric: str = "accuracy"
+    """What the task is judged by besides accuracy: one of ``METRICS``."""
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def kind(self) -> str:
+        """``text``, ``images`` or ``instructions``."""
+        return next(kind for column, kind in KINDS.items() if column in self.inputs)
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Dataset":
         """Returns some of the examples; classes and clients keep their numbers."""
-        inputs = {name: [column[i] for i in rows] for name, column in self.inputs.items()}
-        clients = None if self.clients is None else self.clients[rows]
-        return dataclasses.replace(self, inputs=inputs, labels=self.labels[rows], clients=clients)
+        return dataclasses.replace(
+            self,
+            inputs={name: [column[i] for i in rows] for name, column in self.inputs.items()},
+            labels=self.labels[rows],
+            clients=None if self.clients is None else self.clients[rows],
+            held_out=None if self.held_out is None else self.held_out[rows],
+        )
 
 
 def as_dataset(
