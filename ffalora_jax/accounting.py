@@ -23,6 +23,8 @@ _COARSE, _FINE = (
     1e-4,
 )  # PLD grid; any grid gives an upper bound, small epsilons want the fine one
 PLD_SMALLEST_DELTA = 1e-15
+_VERSION = 1
+"""Of the sums below: kept results of another version are not used."""
 
 
 class Sampling(NamedTuple):
@@ -35,11 +37,12 @@ class Sampling(NamedTuple):
 
 
 def default_capacity(batch_size: int) -> int:
-    """Returns batch_size + 6 sqrt(batch_size): at 5 the cap costs 1 % of epsilon, at 6 nothing visible.
+    """Returns batch_size + 6 sqrt(batch_size) + 6: so rarely passed that the cap costs nothing visible.
 
-    Unused slots are not computed (``clipping.clipped_sum_in_blocks``), so a generous cap is cheap.
+    The last 6 are for small batches, whose Poisson tail is longer. Unused slots are not computed
+    (``clipping.clipped_sum_in_blocks``), so a generous cap is cheap.
     """
-    return math.ceil(batch_size + 6 * math.sqrt(batch_size))
+    return math.ceil(batch_size + 6 * math.sqrt(batch_size)) + 6
 
 
 def sampling(num_examples: int, batch_size: int, capacity: int | None = None) -> Sampling:
@@ -151,10 +154,11 @@ def noise_for(
         middle = math.sqrt(low * high)
         inside = epsilon_of(uncapped, middle, steps, delta, accountant) <= epsilon
         low, high = (low, middle) if inside else (middle, high)
-    for _ in range(60):
-        if epsilon_of(draw, high, steps, delta, accountant) <= epsilon:
-            return high
-        high *= 1.002
+    raised = high
+    while raised < 4 * high:
+        if epsilon_of(draw, raised, steps, delta, accountant) <= epsilon:
+            return raised
+        raised *= 1.002 if raised < 1.02 * high else 1.05
     raise InputError(
         f"A capacity of {draw.capacity} is too close to the expected batch to reach epsilon "
         f"{epsilon}: raise privacy.capacity or leave it out."
@@ -192,7 +196,16 @@ def _check(draw: Sampling, delta: float, accountant: str) -> None:
 
 
 def _epsilon(draw, noise_multiplier, steps, delta, accountant, interval) -> float:
-    question = [*draw, noise_multiplier, steps, delta, accountant, interval, _library_version()]
+    question = [
+        _VERSION,
+        *draw,
+        noise_multiplier,
+        steps,
+        delta,
+        accountant,
+        interval,
+        _library_version(),
+    ]
     name = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:24]
     stored = cache.read_json("accounting", name)
     if stored is not None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,8 @@ from safetensors.numpy import load_file, save
 from ffalora_jax import adapters as leaves
 from ffalora_jax.cache import write_atomically
 from ffalora_jax.errors import InputError
+from ffalora_jax.prepare import Prepared
+from ffalora_jax.round import RoundState
 from ffalora_jax.types import Adapters, Tree
 
 ADAPTER = "adapter_model.safetensors"
@@ -20,12 +21,25 @@ PERSONAL = "personal.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def save_adapter(folder: Path, shared: Adapters, personal: Tree, config: dict[str, Any]) -> None:
+def save_adapter(folder: Path, run: Prepared, state: RoundState) -> None:
     """Writes what the server knows (the frozen factor included) and, apart, what stays at each client."""
+    settings = run.experiment.method
+    config = {
+        "method": settings.name,
+        "rank": settings.rank,
+        "lora_alpha": settings.lora_alpha,
+        "adapted": {name: found._asdict() for name, found in run.model.adapted.items()},
+        "layers": sorted(run.model.shapes),
+        "class_names": list(run.dataset.class_names),
+        "client_names": list(run.train_names),
+        "kind": run.dataset.kind,
+        "backbone": run.loaded.fingerprint,
+    }
     folder.mkdir(exist_ok=True)
+    shared = leaves.merge(run.frozen.adapters, state.adapters)
     write_atomically(folder / ADAPTER, save(_flat(shared)))
-    if jax.tree.leaves(personal):
-        write_atomically(folder / PERSONAL, save(_flat(personal)), mode=0o600)
+    if jax.tree.leaves(state.personal):
+        write_atomically(folder / PERSONAL, save(_flat(state.personal)), mode=0o600)
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 

@@ -10,26 +10,33 @@ from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundInfo
 from ffalora_jax.run_folder import RunFolder, communication, message_bytes, privacy
 
-FINAL_FIELDS = ("test_accuracy", "test_accuracy_per_client", "majority_accuracy")
+FINAL_FIELDS = (
+    "test_accuracy",
+    "test_accuracy_per_client",
+    "majority_accuracy",
+    "test_loss",
+    "test_metrics",
+)
 """What only the last line of metrics.jsonl has."""
 
 
 class Book:
     """Keeps count of participations and bytes; on a run that goes on, drops what was not saved."""
 
-    def __init__(
-        self, run: Prepared, folder: RunFolder, epsilons, given_seed: bool, ledger: Ledger
-    ):
-        self.run, self.folder, self.epsilons, self.given_seed = run, folder, epsilons, given_seed
+    def __init__(self, run: Prepared, folder: RunFolder, epsilons, ledger: Ledger):
+        self.run, self.folder, self.epsilons = run, folder, epsilons
+        self.given_seed = folder.read_json("environment.json")["reproducible"]
         self.planned = ledger.planned_rounds
-        kept = [line for line in folder.metrics() if line["round_index"] < ledger.rounds_done]
-        for line in kept:
+        before = folder.metrics()
+        self.kept = [line for line in before if line["round_index"] < ledger.rounds_done]
+        self._stands = (
+            before == self.kept
+        )  # else the file is written anew, with the first new lines
+        for line in self.kept:
             for name in FINAL_FIELDS:
-                line.pop(name, None)
-        folder.write_metrics(kept)
-        count = len(run.plan.clients)
-        self.participations = np.zeros(count, int)
-        for line in kept:
+                self._stands &= line.pop(name, None) is None
+        self.participations = np.zeros(len(run.plan.clients), int)
+        for line in self.kept:
             self.participations[line["participants"]] += 1
         self.up, self.down = message_bytes(run)
 
@@ -47,13 +54,13 @@ class Book:
         for index in range(count):
             took_part = np.flatnonzero(infos.took_part[index])
             clip = jax.tree.map(lambda leaf: float(leaf[index].sum()), infos.facts.clip)  # noqa: B023
-            drawn = max(clip.num_real, 1.0)
+            drawn, whole = clip.num_real, clip.num_real - clip.num_broken
             self.participations[took_part] += 1
             found.append(
                 {
                     "round_index": done + index,
                     "accuracy": None,
-                    "loss": clip.loss_sum / drawn,
+                    "loss": clip.loss_sum / whole if whole else None,
                     "epsilon": self.epsilons[done + index + 1],
                     "bytes_up": len(took_part) * self.up,
                     "bytes_down": len(took_part) * self.down,
@@ -61,13 +68,33 @@ class Book:
                     "participants": took_part.tolist(),
                     "update_norm": float(infos.update_norm[index]),
                     "client_update_norms": infos.facts.update_norm[index].tolist(),
-                    "clipped_share": clip.num_clipped / drawn,
-                    "gradient_norm": clip.norm_sum / drawn,
+                    "clipped_share": clip.num_clipped / drawn if drawn else None,
+                    "gradient_norm": clip.norm_sum / whole if whole else None,
                     "drawn": int(clip.num_real),
                     "broken": int(clip.num_broken),
                 }
             )
         return found
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to metrics.jsonl; of a file that did not stand as saved, the rest is written anew."""
+        if self._stands:
+            self.folder.append_metrics(lines)
+        else:
+            self.folder.write_metrics(self.kept + lines)
+        self.kept, self._stands = self.kept + lines, True
+
+    def complete(self, figures: dict[str, Any]) -> None:
+        """Gives the last line its final figures, where a stop came before they were written."""
+        self.kept[-1] |= figures
+        self.folder.write_metrics(self.kept)
+
+    def spent(self, done: int) -> float | None:
+        """Epsilon after so many rounds, the largest over the clients; None without privacy."""
+        plan = self.run.plan
+        if plan.unit is None:
+            return None
+        return max(plan.spent(client, done) for client in range(len(plan.clients)))
 
     def write(self, done: int) -> None:
         """Writes privacy.json and communication.json as they stand after ``done`` rounds."""

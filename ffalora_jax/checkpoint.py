@@ -75,13 +75,23 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def newest(self) -> Ledger | None:
-        """Returns the ledger of the newest checkpoint that can be read."""
+        """Returns the ledger of the newest checkpoint that is whole; newer, broken ones are removed.
+
+        They would be in the way of the rounds that are made again.
+        """
         for step in self.steps():
-            with contextlib.suppress(Exception):
-                found = self._manager.restore(
-                    step, args=ocp.args.Composite(ledger=ocp.args.JsonRestore())
-                )
-                return _ledger(found["ledger"])
+            ledger = self._readable(step)
+            if ledger is not None:
+                return ledger
+            logging.getLogger(__name__).warning("The checkpoint of round %d is broken.", step)
+            self._manager.delete(step)
+        return None
+
+    def _readable(self, step: int) -> Ledger | None:
+        with contextlib.suppress(Exception):
+            arguments = ocp.args.Composite(ledger=ocp.args.JsonRestore())
+            found = _ledger(self._manager.restore(step, args=arguments)["ledger"])
+            return found if self._shapes(step) is not None else None
         return None
 
     def restore(self, like: RoundState, ledger: Ledger) -> RoundState:

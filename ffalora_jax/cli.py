@@ -135,6 +135,7 @@ def _predict(arguments: list[str]) -> int:
     use_jax()
     from ffalora_jax.loaded_run import load_run
     from ffalora_jax.predict import read_texts
+    from ffalora_jax.run_folder import plain
 
     run = load_run(asked.run)
     data = run.experiment.data
@@ -143,7 +144,7 @@ def _predict(arguments: list[str]) -> int:
     )
     found = run.predict(texts, pairs, asked.client)
     if asked.json:
-        print(json.dumps({"predictions": [one._asdict() for one in found]}))
+        print(json.dumps(plain({"predictions": [one._asdict() for one in found]})))
     else:
         names = list(found[0].probabilities)
         print("\t".join(["label", *(f"p({name})" for name in names)]))

@@ -5,18 +5,21 @@ Written for a single client without a client axis; ``round`` names that axis.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
 from ffalora_jax.clipping import Blocks, ClipFacts, clipped_sum_in_blocks
-from ffalora_jax.cohort import Batch, ClientData, draw_local_batches
+from ffalora_jax.cohort import Batch, ClientData, Examples, draw_local_batches
+from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism
+from ffalora_jax.tasks import Task
 from ffalora_jax.types import Adapters, Tree
 
 
@@ -34,7 +37,7 @@ class Participant(NamedTuple):
     client: Int[Array, ""]
     start: Adapters
     """Trained leaves at the start: the server's, and its personal ones."""
-    probability: Float[Array, ""]
+    threshold: UInt32[Array, ""]
     noise_multiplier: Float[Array, ""]
     batches: Batch | None
     """Given draws (step, slot); None: drawn here."""
@@ -49,7 +52,8 @@ class ClientFacts(NamedTuple):
 
 
 def make_local_update(
-    apply: Callable[..., Array],
+    model: LoraModel,
+    task: Task,
     mechanism: Mechanism,
     optimizer: optax.GradientTransformation,
     local_steps: int,
@@ -64,18 +68,19 @@ def make_local_update(
     """
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
-        def example_loss(trained, example):
-            inputs, label = example
-            logits = apply(frozen.backbone, leaves.merge(frozen.adapters, trained), **inputs)
-            return optax.softmax_cross_entropy_with_integer_labels(
-                logits.astype(jnp.float32), label
-            )
+        def example_loss(trained, example: Examples, index):
+            adapters = leaves.merge(frozen.adapters, trained)
+            place = (round_index, me.client, index, example.rows)
+            key = rng.stream(noise_key, rng.Purpose.DROPOUT, *place) if model.dropout else None
+            forward = partial(model.apply_training, frozen.backbone, adapters, key)
+            return task.loss(forward, example.inputs, example.labels)
 
         def step(carry, here):
             trained, optimizer_state = carry
             index, batch = here
+            loss = partial(example_loss, index=index)
             total, facts = clipped_sum_in_blocks(
-                example_loss, trained, data, batch, mechanism.clip_norm, blocks
+                loss, trained, data, batch, mechanism.clip_norm, blocks
             )
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
             gradient = mechanism.private_grad(key, total, me.noise_multiplier)
@@ -85,7 +90,7 @@ def make_local_update(
         batches = me.batches
         if batches is None:
             batches = draw_local_batches(
-                noise_key, round_index, me.client, data, me.probability, local_steps, capacity
+                noise_key, round_index, me.client, data, me.threshold, local_steps, capacity
             )
         (end, _), facts = jax.lax.scan(
             step, (me.start, optimizer.init(me.start)), (jnp.arange(local_steps), batches)

@@ -131,16 +131,5 @@ def clipped_sum_in_blocks(
     )
 
 
-def block_widths(full: int) -> tuple[int, ...]:
-    """Returns the token widths to compile: a half, two thirds and all, in multiples of 8.
-
-    Up to 24 tokens only the full width: each one compiles the model again, and little is left to save.
-    """
-    if full <= 24:
-        return (full,)
-    widths = {-8 * (-full * share // 48) for share in (3, 4)}
-    return (*sorted(width for width in widths if width < full), full)
-
-
 def _count(mask: Bool[Array, " example"]) -> Float[Array, ""]:
     return jnp.sum(mask).astype(jnp.float32)

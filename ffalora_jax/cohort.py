@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, UInt32
 
 from ffalora_jax import rng
 
@@ -92,27 +92,36 @@ def cohort_capacity(num_clients: int, cohort_size: int, sampling: str) -> int:
     return min(num_clients, int(np.ceil(cohort_size + 4 * np.sqrt(cohort_size))))
 
 
+def threshold(probability: float) -> np.uint32:
+    """Returns the number of 32-bit words, out of 2^32, that include an example: never more than asked for.
+
+    A float32 would do so in steps of 2^-23 and round up: at a probability of 1e-6, 7 % too often.
+    """
+    return np.uint32(min(int(probability * 2**32), 2**32 - 1))
+
+
 def draw_batch(
     key: Array,
     members: Int[Array, " slot"],
     size: Int[Array, ""],
-    probability: Float[Array, ""],
+    limit: UInt32[Array, ""],
     capacity: int,
 ) -> Batch:
     """Draws a client's examples for one step.
 
-    Guarantee: every one of the first ``size`` members is included independently with ``probability``;
-    of more than ``capacity`` included ones a uniformly random subset of that size remains, since the
-    slots are filled in the order of the same uniform numbers.
+    Guarantee: every one of the first ``size`` members is included independently with probability
+    limit / 2^32 (``threshold``); of more than ``capacity`` included ones a uniformly random subset of that
+    size remains, since the slots are filled in the order of the same random words.
     """
-    uniform = jax.random.uniform(key, members.shape)
-    included = (uniform < probability) & (jnp.arange(members.shape[0]) < size)
-    slots = jnp.argsort(jnp.where(included, uniform, 2.0))[: min(capacity, members.shape[0])]
+    words = jax.random.bits(key, members.shape, "uint32")
+    included = (words < limit) & (jnp.arange(members.shape[0]) < size)
+    last = jnp.uint32(2**32 - 1)  # above every included word, since words < limit <= last
+    slots = jnp.argsort(jnp.where(included, words, last))[: min(capacity, members.shape[0])]
     return Batch(members[slots], included[slots])
 
 
 def draw_local_batches(
-    key: Array, round_index, client, data: ClientData, probability, local_steps: int, capacity: int
+    key: Array, round_index, client, data: ClientData, limit, local_steps: int, capacity: int
 ) -> Batch:
     """Draws all steps of one client in one round: leaves (step, slot)."""
 
@@ -121,7 +130,7 @@ def draw_local_batches(
             rng.stream(key, rng.Purpose.BATCH, round_index, client, step),
             data.members[client],
             data.sizes[client],
-            probability,
+            limit,
             capacity,
         )
 
@@ -134,10 +143,19 @@ def longest_first(batch: Batch, lengths: Int[Array, " example"]) -> Batch:
     return Batch(batch.rows[order], batch.is_real[order])
 
 
-def take(data: ClientData, rows: Int[Array, " slot"], width: int | None = None):
-    """Returns ``(inputs, labels)`` of some rows; leaves with a token axis are cut to ``width``."""
+class Examples(NamedTuple):
+    """Some rows with what they hold; leading axis: example."""
+
+    inputs: dict[str, Array]
+    labels: Int[Array, "*example"]
+    rows: Int[Array, "*example"]
+
+
+def take(data: ClientData, rows: Int[Array, " slot"], width: int | None = None) -> Examples:
+    """Returns the examples of some rows; leaves with a token axis are cut to ``width``."""
 
     def rows_of(leaf):
         return leaf[rows] if width is None or leaf.ndim == 1 else leaf[rows, :width]
 
-    return {name: rows_of(leaf) for name, leaf in data.inputs.items()}, data.labels[rows]
+    inputs = {name: rows_of(leaf) for name, leaf in data.inputs.items()}
+    return Examples(inputs, data.labels[rows], rows)

@@ -1,4 +1,4 @@
-"""Logits and accuracy on held-out data: length-sorted batches of a few static shapes."""
+"""Scores on held-out data: length-sorted batches of a few static shapes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,12 +8,17 @@ import numpy as np
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax.client import Frozen
-from ffalora_jax.clipping import block_widths
+from ffalora_jax.lora import LoraModel
+from ffalora_jax.metrics import class_metrics
 from ffalora_jax.round import RoundState
-from ffalora_jax.text import Tokens
+from ffalora_jax.tasks import Task
+from ffalora_jax.text import Encoded
 from ffalora_jax.types import Adapters
 
 BATCH = 64
+
+Predict = Callable[[Frozen, Adapters, Encoded, np.ndarray], np.ndarray]
+"""(frozen, adapters, encoded, rows) -> outcomes (row, kept) in the order of ``rows``."""
 
 
 class Scores(NamedTuple):
@@ -22,34 +27,45 @@ class Scores(NamedTuple):
     accuracy: float
     loss: float
     per_client: tuple[float, ...]
+    metrics: dict[str, float]
+    """The task's own figures, over all examples together."""
 
 
-def make_predictor(apply: Callable) -> Callable[..., np.ndarray]:
-    """Returns ``(frozen, adapters, tokens, rows) -> logits (row, class)`` in the order of ``rows``."""
+def make_predictor(model: LoraModel, task: Task) -> Predict:
+    """Returns the compiled forward pass over some rows; for classes, outcomes are logits."""
 
     @jax.jit
     def forward(frozen: Frozen, adapters: Adapters, inputs):
-        return apply(frozen.backbone, leaves.merge(frozen.adapters, adapters), **inputs)
+        joined = leaves.merge(frozen.adapters, adapters)
 
-    def predict(frozen: Frozen, adapters: Adapters, tokens: Tokens, rows: np.ndarray) -> np.ndarray:
+        def apply(**named):
+            return model.apply(frozen.backbone, joined, **named)
+
+        return task.outcome(apply, inputs)
+
+    def predict(frozen, adapters, encoded, rows):
         if len(rows) == 0:
             raise ValueError("Expected at least one example to predict.")
-        order = np.argsort(tokens.lengths[rows], kind="stable")
-        widths = block_widths(tokens.inputs["input_ids"].shape[1])
+        order = np.argsort(encoded.lengths[rows], kind="stable")
+        widths = encoded.widths
         parts = []
         for start in range(0, len(order), BATCH):
             here = rows[order[start : start + BATCH]]
-            longest = tokens.lengths[here].max()
+            longest = encoded.lengths[here].max()
             width = next(width for width in widths if width >= longest)
             padded = np.pad(here, (0, BATCH - len(here)), mode="edge")
-            inputs = {name: leaf[padded, :width] for name, leaf in tokens.inputs.items()}
+            inputs = {name: _cut(leaf[padded], width) for name, leaf in encoded.inputs.items()}
             parts.append((forward(frozen, adapters, inputs), len(here)))
-        sorted_logits = np.concatenate([np.asarray(logits)[:count] for logits, count in parts])
-        logits = np.empty_like(sorted_logits)
-        logits[order] = sorted_logits
-        return logits
+        in_order = np.concatenate([np.asarray(found)[:count] for found, count in parts])
+        outcomes = np.empty_like(in_order)
+        outcomes[order] = in_order
+        return outcomes
 
     return predict
+
+
+def _cut(leaf: np.ndarray, width: int) -> np.ndarray:
+    return leaf[:, :width] if leaf.ndim == 2 else leaf
 
 
 def client_adapters(state: RoundState, client: int) -> Adapters:
@@ -58,31 +74,40 @@ def client_adapters(state: RoundState, client: int) -> Adapters:
 
 
 def evaluate(
-    predict: Callable,
+    predict: Predict,
+    task: Task,
     frozen: Frozen,
     state: RoundState,
-    tokens: Tokens,
+    encoded: Encoded,
     labels: np.ndarray,
     parts: Sequence[np.ndarray],
+    metric: str = "accuracy",
 ) -> Scores | None:
     """Scores every client's part with what that client would use; None if all parts are empty.
 
     Held-out examples are not protected by the mechanism: these figures are not private.
     """
-    correct, losses = [], []
+    right, losses, named = [], [], []
     for client, rows in enumerate(parts):
         if len(rows) == 0:
-            correct.append(np.zeros(0))
+            right.append(np.zeros(0))
             continue
         index = client if _num_personal(state) > client else 0
-        logits = predict(frozen, client_adapters(state, index), tokens, rows).astype(np.float64)
-        correct.append(logits.argmax(1) == labels[rows])
-        losses.append(_cross_entropy(logits, labels[rows]))
+        outcomes = predict(frozen, client_adapters(state, index), encoded, rows)
+        mine, loss = task.score(outcomes, labels[rows])
+        right.append(mine)
+        losses.append(loss)
+        named.append(outcomes.argmax(1))
     if not losses:
         return None
-    per_client = tuple(float(c.mean()) if len(c) else float("nan") for c in correct)
+    per_client = tuple(float(c.mean()) if len(c) else float("nan") for c in right)
+    truth = labels[np.concatenate([rows for rows in parts if len(rows)])]
+    figures = class_metrics(metric, np.concatenate(named), truth) if task.has_classes else {}
     return Scores(
-        float(np.concatenate(correct).mean()), float(np.concatenate(losses).mean()), per_client
+        float(np.concatenate(right).mean()),
+        float(np.concatenate(losses).mean()),
+        per_client,
+        figures,
     )
 
 
@@ -107,8 +132,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _num_personal(state: RoundState) -> int:
     return next((leaf.shape[0] for leaf in jax.tree.leaves(state.personal)), 0)
-
-
-def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]

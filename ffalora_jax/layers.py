@@ -4,6 +4,9 @@ A model is written for ``(..., token, feature)``, so the round may hand it singl
 example axis itself (``jax.vmap`` in ``clipping``).
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,14 +18,21 @@ MASKED = -1e9
 
 def attend(
     query: Float[Array, "*batch token head channel"],
-    key: Float[Array, "*batch token head channel"],
-    value: Float[Array, "*batch token head channel"],
-    is_token: Bool[Array, "*batch token"],
+    key: Float[Array, "*batch slot head channel"],
+    value: Float[Array, "*batch slot head channel"],
+    seen: Bool[Array, "*batch query slot"],
 ) -> Float[Array, "*batch token head channel"]:
-    """Scaled dot-product attention of every token over the real ones; softmax in float32."""
+    """Scaled dot-product attention; softmax in float32.
+
+    Args:
+        query: of every token.
+        key: of every slot that may be looked at (the tokens themselves, or a cache).
+        value: of the same slots.
+        seen: which slots a token looks at; its ``query`` axis may be 1: all tokens the same ones.
+    """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("...qhc,...khc->...hqk", query * scale, key).astype(jnp.float32)
-    scores = jnp.where(is_token[..., None, None, :], scores, MASKED)
+    scores = jnp.where(seen[..., None, :, :], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("...hqk,...khc->...qhc", weights, value)
 
@@ -51,11 +61,96 @@ class Lookup(nnx.Module):
         return jnp.take(self.embedding[...], index, axis=0)
 
 
-def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, stddev: float = 0.02) -> nnx.Linear:
+def linear(
+    inputs: int, outputs: int, *, rngs: nnx.Rngs, stddev: float = 0.02, use_bias: bool = True
+) -> nnx.Linear:
     """A dense layer initialised as transformers are."""
-    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(stddev), rngs=rngs)
+    kernel_init = nnx.initializers.normal(stddev)
+    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, use_bias=use_bias, rngs=rngs)
 
 
 def layer_norm(features: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer normalisation with the variance of the centred values (E[x^2] - E[x]^2 loses digits)."""
     return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention of all real tokens over one another, with biases: BERT, RoBERTa, ViT."""
+
+    def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs, use_bias: bool = True):
+        self.heads = heads
+        self.query = linear(features, features, rngs=rngs, use_bias=use_bias)
+        self.key = linear(features, features, rngs=rngs, use_bias=use_bias)
+        self.value = linear(features, features, rngs=rngs, use_bias=use_bias)
+        self.output = linear(features, features, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "*batch token feature"], is_token: Bool[Array, "*batch token"]
+    ) -> Float[Array, "*batch token feature"]:
+        def split(y):
+            return y.reshape(*y.shape[:-1], self.heads, -1)
+
+        seen = is_token[..., None, :]
+        mixed = attend(split(self.query(x)), split(self.key(x)), split(self.value(x)), seen)
+        return self.output(mixed.reshape(x.shape))
+
+
+class PostNormBlock(nnx.Module):
+    """Attention and feed-forward, each added to its input and then normalised: BERT, RoBERTa."""
+
+    def __init__(self, config: dict[str, Any], *, rngs: nnx.Rngs):
+        features, epsilon = config["hidden_size"], config.get("layer_norm_eps", 1e-12)
+        self.attention = SelfAttention(features, config["num_attention_heads"], rngs=rngs)
+        self.attention_norm = layer_norm(features, epsilon, rngs=rngs)
+        self.up = linear(features, config["intermediate_size"], rngs=rngs)
+        self.down = linear(config["intermediate_size"], features, rngs=rngs)
+        self.output_norm = layer_norm(features, epsilon, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "*batch token feature"], is_token: Bool[Array, "*batch token"]
+    ) -> Float[Array, "*batch token feature"]:
+        x = self.attention_norm(x + self.attention(x, is_token))
+        return self.output_norm(x + self.down(exact_gelu(self.up(x))))
+
+
+def run_blocks(blocks: Any, x: Array, *beside: Any, remat: bool = False) -> Array:
+    """Applies a model's blocks one after another: ``x = block(x, *beside)``.
+
+    With ``remat`` a block's activations are computed again in the backward pass instead of being kept
+    (Chen et al. 2016, arXiv:1604.06174): the same numbers for a third more time. Blocks that were
+    stacked (``StackedBlocks``) run by ``lax.scan``: one block is compiled, whatever the depth.
+    """
+    if isinstance(blocks, StackedBlocks):
+        return blocks(x, *beside, remat=remat)
+    for block in blocks:
+        x = _kept_or_not(block, remat)(x, *beside)
+    return x
+
+
+class StackedBlocks(nnx.Module):
+    """Blocks of one shape as a single one whose leaves have a leading layer axis."""
+
+    def __init__(self, blocks: Iterable[nnx.Module]):
+        split = [nnx.split(block) for block in blocks]
+        states = [nnx.to_pure_dict(state) for _, state in split]
+        self.block = nnx.merge(split[0][0], jax.tree.map(_stack, *states))
+
+    def __call__(self, x: Array, *beside: Any, remat: bool = False) -> Array:
+        graph, leaves = nnx.split(self.block)
+
+        def one(x, leaves):
+            return _kept_or_not(nnx.merge(graph, leaves), remat)(x, *beside), None
+
+        return jax.lax.scan(one, x, leaves)[0]
+
+
+def _stack(*leaves: Any) -> Any:
+    """Stacks arrays, or what only has a shape yet."""
+    first = leaves[0]
+    if isinstance(first, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
+    return jnp.stack(leaves)
+
+
+def _kept_or_not(block: Any, remat: bool) -> Any:
+    return jax.checkpoint(block) if remat else block

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ffalora_jax import lora
 from ffalora_jax.adapter_file import CONFIG, load_adapter
 from ffalora_jax.client import Frozen
+from ffalora_jax.data import as_dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import client_adapters, make_predictor, softmax
-from ffalora_jax.prepare import load_model
+from ffalora_jax.prepare import encode, inject, load_model
+from ffalora_jax.pretrained import Loaded
 from ffalora_jax.round import RoundState
 from ffalora_jax.run_folder import RunFolder
+from ffalora_jax.tasks import classification
 
 
 class Prediction(NamedTuple):
@@ -78,9 +80,11 @@ class Run:
         if isinstance(texts, str) or len(texts) == 0:
             raise InputError("Expected a list of at least one text.")
         model = self._model
-        tokens = model.tokenizer(list(texts), pairs, self.experiment.model.max_tokens)
+        columns = {"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})
+        examples = as_dataset(columns, label=None, text_pair=None if pairs is None else "text_pair")
+        encoded = encode(examples, model.loaded, self.experiment.model.max_tokens)
         adapters = client_adapters(model.state, self._client_index(client))
-        logits = model.predict(model.frozen, adapters, tokens, np.arange(len(texts)))
+        logits = model.predict(model.frozen, adapters, encoded, np.arange(len(texts)))
         names = model.class_names
         return [
             Prediction(
@@ -109,25 +113,18 @@ class Run:
         settings = self.experiment
         class_names = config["class_names"]
         loaded = load_model(settings, self._given, len(class_names))
-        if loaded.weights_sha256 != config["weights_sha256"]:
+        if loaded.fingerprint != config["backbone"]:
             raise InputError(
-                f"The backbone's weights have sha256 {loaded.weights_sha256[:12]}..., the run was made with "
-                f"{config['weights_sha256'][:12]}...: put the same checkpoint there."
+                f"The backbone (weights and config.json) has sha256 {loaded.fingerprint[:12]}..., the run "
+                f"was made with {config['backbone'][:12]}...: put the same checkpoint there."
             )
-        model = lora.inject(
-            loaded.model,
-            settings.method.targets or loaded.targets,
-            settings.method.rank,
-            settings.method.lora_alpha,
-            settings.method.layers,
-            head=None if settings.model.head == "frozen" else "head",
-        )
+        model = inject(settings, loaded)
         state = RoundState(shared, personal, jnp.int32(0))
         return _Model(
-            make_predictor(model.apply),
+            make_predictor(model, classification()),
             Frozen(model.backbone, {}),
             state,
-            loaded.tokenizer,
+            loaded,
             tuple(class_names),
             tuple(config["client_names"]),
         )
@@ -137,7 +134,7 @@ class _Model(NamedTuple):
     predict: Any
     frozen: Frozen
     state: RoundState
-    tokenizer: Any
+    loaded: Loaded
     class_names: tuple[str, ...]
     client_names: tuple[str, ...]
 

@@ -4,16 +4,18 @@
 only pure functions on plain dict pytrees. y = x W + scaling * (x A) B (Hu et al. 2021, arXiv:2106.09685).
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ffalora_jax import rng
 from ffalora_jax.errors import InputError
+from ffalora_jax.layers import StackedBlocks
+from ffalora_jax.targets import Adapted, Targets
 from ffalora_jax.types import Adapters, Tree
 
 
@@ -21,16 +23,27 @@ class AdapterLeaf(nnx.Variable):
     """A leaf that may be trained; the type by which the model is split."""
 
 
+class DropoutKey(nnx.Variable):
+    """The key of one layer's dropout in one training step of one example."""
+
+
 class LoraLinear(nnx.Module):
     """A dense layer with a low-rank detour."""
 
-    def __init__(self, base: nnx.Linear, rank: int, scaling: float):
-        self.base, self.scaling = base, scaling
-        self.lora_a = AdapterLeaf(jax.ShapeDtypeStruct((base.in_features, rank), "float32"))
-        self.lora_b = AdapterLeaf(jax.ShapeDtypeStruct((rank, base.out_features), "float32"))
+    def __init__(self, base: nnx.Linear, adapted: Adapted, dropout: float):
+        self.base, self.scaling, self.dropout = base, adapted.scaling, dropout
+        self.lora_a = AdapterLeaf(jax.ShapeDtypeStruct((base.in_features, adapted.rank), "float32"))
+        self.lora_b = AdapterLeaf(
+            jax.ShapeDtypeStruct((adapted.rank, base.out_features), "float32")
+        )
+        self.dropout_key = DropoutKey(jax.ShapeDtypeStruct((), "uint32")) if dropout else None
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        detour = (x @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+        seen = x
+        if self.dropout_key is not None:
+            kept = jax.random.bernoulli(self.dropout_key[...], 1 - self.dropout, x.shape)
+            seen = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
+        detour = (seen @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
         return self.base(x) + self.scaling * detour
 
 
@@ -51,14 +64,17 @@ class LoraModel(NamedTuple):
     """A model past its modules: pure functions and facts."""
 
     apply: Callable[..., Float[Array, "*batch classes"]]
-    """(backbone, adapters, *inputs) -> logits."""
+    """(backbone, adapters, *inputs) -> logits, without dropout."""
+    apply_training: Callable[..., Float[Array, "*batch classes"]]
+    """(backbone, adapters, dropout key, *inputs) -> logits of one example in a training step."""
     backbone: Tree
     shapes: dict[str, dict[str, tuple[int, ...]]]
     """Shapes of the adapter leaves, layer by layer."""
     head: Adapters
     """Initial values of a head that is among the adapters; empty if the head stays in the backbone."""
-    scaling: float
-    rank: int
+    adapted: dict[str, Adapted]
+    """Rank and scaling of every layer that has a detour."""
+    dropout: float = 0.0
 
 
 def inject(
@@ -68,59 +84,147 @@ def inject(
     lora_alpha: float,
     layers: str = "all",
     head: str | None = "head",
+    *,
+    dropout: float = 0.0,
+    scan_layers: bool = False,
+    **more: Any,
 ) -> LoraModel:
-    """Puts adapters beside every ``nnx.Linear`` whose dotted path matches ``targets`` in full.
+    """Puts adapters beside every ``nnx.Linear`` that ``targets`` names.
 
     Args:
         model: any NNX model; it is not changed, and its arrays are shared, not copied.
-        targets: regular expression, e.g. ``r".*(query|value)"``.
+        targets: layer names like ``query,value``, or a regular expression over whole dotted paths.
         rank: width of the detour.
         lora_alpha: ``scaling = lora_alpha / rank``.
         layers: blocks (the first number in the path) that get adapters: ``all``, ``4-5``, ``0,2``.
         head: path of the head whose kernel and bias join the adapters; None leaves it frozen.
+        dropout: share of a detour's inputs that ``apply_training`` leaves out.
+        scan_layers: stack ``model.layers`` and scan over them; needs the same adapters in each. The
+            backbone's arrays are copied then.
+        **more: ``exclude``, ``rank_pattern``, ``alpha_pattern``, ``use_rslora``, ``other_names``, as in
+            ``Targets``.
 
     Raises:
         InputError: no layer matches (lists those there are), a rank at or above a layer's width, a
             regular expression that does not compile, a head that is not a dense layer.
     """
-    model = nnx.merge(*nnx.split(model))
-    model.eval()  # no dropout: its mask would be the same in every call
+    wanted = Targets(targets, rank, lora_alpha, layers, **more)
+    plain = _operate(model, wanted, head, 0.0, scan_layers)
+    dropping = _operate(model, wanted, head, dropout, scan_layers) if dropout else plain
+
+    def apply(backbone, adapters, *inputs, **named):
+        tree = _placed(plain.places, adapters)
+        return nnx.merge(plain.graph, tree, {}, backbone)(*inputs, **named)
+
+    def apply_training(backbone, adapters, key, *inputs, **named):
+        if not dropout:
+            return apply(backbone, adapters, *inputs, **named)
+        names = [name for stack in dropping.places.values() for name in stack]
+        keys = {
+            name: {"dropout_key": rng.leaf(key, index)}
+            for index, name in enumerate(sorted(names))
+            if name in dropping.adapted
+        }
+        drops = {path: stack for path, stack in dropping.places.items() if stack[0] in keys}
+        parts = _placed(dropping.places, adapters), _placed(drops, keys), backbone
+        return nnx.merge(dropping.graph, *parts)(*inputs, **named)
+
+    return LoraModel(
+        apply, apply_training, plain.backbone, plain.shapes, plain.start, plain.adapted, dropout
+    )
+
+
+class _Operated(NamedTuple):
+    """A model after surgery, split by the type of its variables."""
+
+    graph: Any
+    backbone: Tree
+    places: dict[tuple, tuple[str, ...]]
+    """Where leaves go -> the layers they come from: one, or all of a stack in order."""
+    shapes: dict[str, dict[str, tuple[int, ...]]]
+    start: Adapters
+    adapted: dict[str, Adapted]
+
+
+def _operate(
+    given: nnx.Module, wanted: Targets, head: str | None, dropout: float, scan_layers: bool
+) -> _Operated:
+    model: Any = nnx.merge(*nnx.split(given))
+    model.eval()  # no dropout of its own: its mask would be the same in every call
     _refuse_batch_statistics(model)
     dense = {
         _dotted(path): module
         for path, module in nnx.iter_modules(model)
         if type(module) is nnx.Linear
     }
-    chosen = _choose(dense, targets, layers, rank, head)
-    scaling = lora_alpha / rank
-    for path in chosen:
-        _replace(model, path, LoraLinear(dense[path], rank, scaling))
-    start: Adapters = {}
-    if head is not None:
-        if head not in dense:
-            raise InputError(
-                f"No dense layer {head!r} to train as head: there are {sorted(dense)}."
-            )
-        base = dense[head]
-        bias = jax.numpy.zeros(base.out_features) if base.bias is None else base.bias[...]
-        head_leaves = {"head_kernel": base.kernel[...], "head_bias": bias}
-        start[head] = {name: leaf.astype("float32") for name, leaf in head_leaves.items()}
-        _replace(model, head, TrainableHead(base))
-    graph, leaves, rest = nnx.split(model, AdapterLeaf, ...)
-    nested = nnx.to_pure_dict(leaves)
-    places = {_dotted(path): path for path in _leaf_parents(nested)}
-
-    def apply(backbone, adapters, *inputs, **named):
-        tree: dict[Any, Any] = {}
-        for name, leaves in adapters.items():
-            _put(tree, places[name], leaves)
-        return nnx.merge(graph, tree, backbone)(*inputs, **named)
-
+    adapted = wanted.choose(dense, head)
+    _refuse_shared(model, [*adapted, *([] if head is None else [head])])
+    for path, found in adapted.items():
+        _replace(model, path, LoraLinear(dense[path], found, dropout))
+    start = {} if head is None else {head: _take_head(model, dense, head)}
     shapes = {
-        name: {leaf: tuple(x.shape) for leaf, x in _get(nested, path).items()}
-        for name, path in places.items()
+        _dotted(path): {leaf: tuple(x.shape) for leaf, x in leaves.items()}
+        for path, leaves in _leaf_parents(nnx.to_pure_dict(nnx.state(model, AdapterLeaf)))
     }
-    return LoraModel(apply, nnx.to_pure_dict(rest), shapes, start, scaling, rank)
+    depth = 0
+    if scan_layers:
+        depth = len(_blocks_of(model))
+        model.layers = StackedBlocks(_blocks_of(model))
+    graph, leaves, _, rest = nnx.split(model, AdapterLeaf, DropoutKey, ...)
+    places = {path: _sources(path, depth) for path, _ in _leaf_parents(nnx.to_pure_dict(leaves))}
+    return _Operated(graph, nnx.to_pure_dict(rest), places, shapes, start, adapted)
+
+
+def _take_head(model: nnx.Module, dense: dict[str, nnx.Linear], head: str) -> dict[str, Array]:
+    """Moves the head among the adapters and returns its leaves."""
+    if head not in dense:
+        raise InputError(f"No dense layer {head!r} to train as head: there are {sorted(dense)}.")
+    base = dense[head]
+    bias = jnp.zeros(base.out_features) if base.bias is None else base.bias[...]
+    _replace(model, head, TrainableHead(base))
+    leaves = {"head_kernel": base.kernel[...], "head_bias": bias}
+    return {name: leaf.astype("float32") for name, leaf in leaves.items()}
+
+
+def _blocks_of(model: Any) -> list[nnx.Module]:
+    """Returns the blocks to be stacked.
+
+    Raises:
+        InputError: the model has none, or they differ in shape or adapters.
+    """
+    blocks: list[nnx.Module] = list(getattr(model, "layers", ()))
+    if not blocks:
+        raise InputError("model.scan_layers needs a model with a list of blocks called 'layers'.")
+    split = [nnx.split(block) for block in blocks]
+    forms = [(g, jax.tree.map(lambda x: x.shape, nnx.to_pure_dict(state))) for g, state in split]
+    if any(form != forms[0] for form in forms):
+        raise InputError(
+            "model.scan_layers needs the same adapters in every block: leave method.layers at all and the "
+            "patterns empty, or switch it off."
+        )
+    return blocks
+
+
+def _sources(path: tuple, depth: int) -> tuple[str, ...]:
+    """Returns the layers whose leaves go to a place: all of a stack, or the place's own."""
+    if depth and path[:2] == ("layers", "block"):
+        return tuple(_dotted(("layers", index, *path[2:])) for index in range(depth))
+    return (_dotted(path),)
+
+
+def _placed(places: dict[tuple, tuple[str, ...]], leaves: Adapters) -> dict[Any, Any]:
+    """Returns leaves by layer as the nested tree of the module, those of a stack stacked."""
+    tree: dict[Any, Any] = {}
+    for path, names in places.items():
+        if path[:2] == ("layers", "block"):
+            value = jax.tree.map(lambda *each: jnp.stack(each), *[leaves[name] for name in names])
+        else:
+            value = leaves[names[0]]
+        here = tree
+        for part in path[:-1]:
+            here = here.setdefault(part, {})
+        here[path[-1]] = dict(value)
+    return tree
 
 
 def init_factors(model: LoraModel, draw: Callable, key: Array, factor: str) -> Adapters:
@@ -128,13 +232,15 @@ def init_factors(model: LoraModel, draw: Callable, key: Array, factor: str) -> A
 
     B is drawn as the mirror image of A: its transpose meets the layer's outputs as A meets its inputs.
     """
+    purpose = {"lora_a": rng.Purpose.LORA_INIT, "lora_b": rng.Purpose.LORA_INIT_B}[factor]
     drawn: Adapters = {}
     for index, name in enumerate(sorted(lora_layers(model.shapes))):
         features = {
             "lora_a": model.shapes[name]["lora_a"][0],
             "lora_b": model.shapes[name]["lora_b"][1],
         }
-        value = draw(rng.stream(key, rng.Purpose.LORA_INIT, index), features[factor], model.rank)
+        layer_key = rng.stream(key, purpose, index)
+        value = draw(layer_key, features[factor], model.adapted[name].rank)
         drawn[name] = {factor: value if factor == "lora_a" else value.T}
     return drawn
 
@@ -144,50 +250,6 @@ def lora_layers(shapes: dict[str, dict[str, tuple[int, ...]]]) -> list[str]:
     return [name for name, leaves in shapes.items() if "lora_a" in leaves]
 
 
-def _choose(dense: dict[str, nnx.Linear], targets: str, layers: str, rank: int, head: str | None):
-    try:
-        pattern = re.compile(targets)
-    except re.error as error:
-        raise InputError(
-            f"Cannot read method.targets {targets!r} as a regular expression: {error}."
-        ) from None
-    blocks = parse_blocks(layers)
-    chosen = [
-        name
-        for name in dense
-        if pattern.fullmatch(name) and name != head and (blocks is None or _block(name) in blocks)
-    ]
-    if not chosen:
-        raise InputError(
-            f"No layer matches method.targets {targets!r} with method.layers {layers!r}: there are "
-            f"{', '.join(sorted(dense)[:12])}, ..."
-        )
-    for name in chosen:
-        width = min(dense[name].in_features, dense[name].out_features)
-        if rank >= width:
-            raise InputError(
-                f"Expected method.rank below the width {width} of layer {name}, got {rank}: at that "
-                "rank LoRA saves nothing."
-            )
-    return chosen
-
-
-def parse_blocks(layers: str) -> set[int] | None:
-    """Reads ``all``, ``4-5`` or ``0,2,4`` into block numbers (None: all)."""
-    if layers == "all":
-        return None
-    try:
-        spans = [part.split("-") for part in layers.split(",")]
-        return {i for span in spans for i in range(int(span[0]), int(span[-1]) + 1)}
-    except ValueError:
-        raise InputError(f"Expected method.layers as all, 4-5 or 0,2,4, got {layers!r}.") from None
-
-
-def _block(name: str) -> int | None:
-    numbers = [part for part in name.split(".") if part.isdigit()]
-    return int(numbers[0]) if numbers else None
-
-
 def _refuse_batch_statistics(model: nnx.Module) -> None:
     for path, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
@@ -195,6 +257,17 @@ def _refuse_batch_statistics(model: nnx.Module) -> None:
                 f"Layer {_dotted(path)!r} is a BatchNorm: it mixes the examples of a batch, so clipping "
                 "one example's gradient would not bound its influence. Use LayerNorm or GroupNorm."
             )
+
+
+def _refuse_shared(model: nnx.Module, chosen: list[str]) -> None:
+    for places in nnx.find_duplicates(model):
+        names = [_dotted(path) for path in places]
+        for name in chosen:
+            if any(name == one or name.startswith(f"{one}.") for one in names):
+                raise InputError(
+                    f"Layer {name!r} is used in several places ({', '.join(names)}): an adapter would stand "
+                    "at one of them only. Exclude it with method.exclude, or give each place its own layer."
+                )
 
 
 def _dotted(path) -> str:
@@ -212,19 +285,8 @@ def _replace(model: nnx.Module, path: str, module: nnx.Module) -> None:
         setattr(owner, last, module)
 
 
-def _leaf_parents(tree, path=()):
+def _leaf_parents(tree, path=()) -> list[tuple[tuple, dict]]:
+    """Returns (path, leaves) of every module that holds some."""
     if all(not isinstance(value, dict) for value in tree.values()):
-        return [path]
+        return [(path, tree)]
     return [found for part, value in tree.items() for found in _leaf_parents(value, (*path, part))]
-
-
-def _put(tree: dict, path, value) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = dict(value)
-
-
-def _get(tree: dict, path):
-    for part in path:
-        tree = tree[part]
-    return tree

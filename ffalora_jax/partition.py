@@ -3,6 +3,7 @@
 Every example is used exactly once: by one client, in one of train, validation and test.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,30 @@ class Owners(NamedTuple):
     train: list[np.ndarray]
     validation: list[np.ndarray]
     test: list[np.ndarray]
+
+
+def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Owners:
+    """Deals the examples out and holds a part of each client's back.
+
+    A data set with an official evaluation part keeps it as the test part, dealt out evenly (by the client
+    column where the partition is natural), so that the figure over all clients is the official one.
+
+    Raises:
+        InputError: as ``assign``.
+    """
+    if dataset.held_out is None:
+        return split(dataset, assign(dataset, config, seed), config, seed)
+    apart = np.flatnonzero(dataset.held_out)
+    rest = np.flatnonzero(~dataset.held_out)
+    owned = [rest[rows] for rows in assign(dataset.take(rest), config, seed)]
+    owners = split(dataset, owned, dataclasses.replace(config, test_share=0.0), seed)
+    if config.name == "natural":
+        assert dataset.clients is not None
+        test = [apart[dataset.clients[apart] == client] for client in range(len(owned))]
+    else:
+        order = rng.numpy_rng(seed, rng.Purpose.HELD_OUT).permutation(apart)
+        test = [np.sort(part) for part in np.array_split(order, len(owned))]
+    return owners._replace(test=test)
 
 
 def assign(dataset: Dataset, config: PartitionConfig, seed: int) -> list[np.ndarray]:

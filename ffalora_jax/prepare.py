@@ -5,7 +5,7 @@ Stands between the parts and the loop: ``simulate`` runs what is prepared here, 
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,23 @@ import optax
 from flax import nnx
 
 from ffalora_jax import adapters as leaves
+from ffalora_jax import encode as encoding
 from ffalora_jax import lora, partition, pretrained, registry, rng
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
-from ffalora_jax.clipping import Blocks, block_widths
-from ffalora_jax.cohort import ClientData, client_data
+from ffalora_jax.clipping import Blocks
+from ffalora_jax.cohort import ClientData, client_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset, as_dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.methods import Method
+from ffalora_jax.models import Model
 from ffalora_jax.partition import Owners
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
-from ffalora_jax.text import Tokens
+from ffalora_jax.tasks import Task, task_of
+from ffalora_jax.text import Encoded
 from ffalora_jax.types import HEAD_LEAVES
 
 CPU_BLOCK = 8
@@ -40,7 +43,8 @@ class Prepared(NamedTuple):
     experiment: Experiment
     dataset: Dataset
     owners: Owners
-    tokens: Tokens
+    encoded: Encoded
+    task: Task
     loaded: Loaded
     model: LoraModel
     method: Method
@@ -62,7 +66,8 @@ class Prepared(NamedTuple):
     def round_step(self):
         """Returns the pure function of one round."""
         local_update = make_local_update(
-            self.model.apply,
+            self.model,
+            self.task,
             self.mechanism,
             self.optimizer,
             self.experiment.local_steps,
@@ -93,35 +98,33 @@ def prepare(
     options = experiment.optimizer
     optimizer = make_optimizer(options.name, options.learning_rate, options.options)
     dataset = load_dataset(experiment, data)
-    owned = partition.assign(dataset, experiment.partition, experiment.seed)
-    owners = partition.split(dataset, owned, experiment.partition, experiment.seed)
+    owners = partition.partition(dataset, experiment.partition, experiment.seed)
     rows = [np.concatenate(owners.train)] if method.pooled else owners.train
-    expected = experiment.batch_size * (len(owned) if method.pooled else 1)
+    expected = experiment.batch_size * (len(owners.train) if method.pooled else 1)
     _check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
     cohort_size = _cohort_size(experiment, len(rows), method)
     loaded = load_model(experiment, model, dataset.num_classes)
-    injected = _inject(experiment, loaded)
+    injected = inject(experiment, loaded)
     schedule = Schedule(experiment.rounds, experiment.local_steps, expected)
     mechanism = make_mechanism(experiment.replace(batch_size=expected))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
-    tokens = loaded.tokenizer(
-        dataset.inputs["text"], dataset.inputs.get("text_pair"), experiment.model.max_tokens
-    )
+    encoded = encode(dataset, loaded, experiment.model.max_tokens)
     chunk = _chunk(experiment.client_chunk, cohort_size)
     frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows))
     return Prepared(
         experiment,
         dataset,
         owners,
-        tokens,
+        encoded,
+        task_of(dataset.kind),
         loaded,
         injected,
         method,
         mechanism,
         plan,
-        client_data(tokens.inputs, dataset.labels, tokens.lengths, rows),
+        client_data(encoded.inputs, dataset.labels, encoded.lengths, rows),
         ClientNumbers(
-            jnp.asarray([c.sampling.probability for c in plan.clients], jnp.float32),
+            jnp.asarray([threshold(c.sampling.probability) for c in plan.clients], jnp.uint32),
             jnp.asarray([c.noise_multiplier for c in plan.clients], jnp.float32),
         ),
         frozen,
@@ -134,7 +137,7 @@ def prepare(
             weighted=experiment.weighted,
             rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
         ),
-        _blocks(chunk, plan.capacity, experiment.model.max_tokens),
+        _blocks(chunk, plan.capacity, encoded.widths),
         optimizer,
     )
 
@@ -183,36 +186,70 @@ def initial_state(model: LoraModel, method: Method, draw_factor, experiment, num
 
 
 def load_model(experiment: Experiment, model: nnx.Module | None, num_classes: int) -> Loaded:
-    """Returns the experiment's model, or the user's own with its tokenizer and a hash of its arrays."""
+    """Returns the experiment's model, or the user's own with a hash of its arrays."""
+    settings = experiment.model
     if model is None:
-        return pretrained.load(experiment.model.name, num_classes, experiment.seed)
+        return pretrained.load(settings.name, num_classes, experiment.seed, settings)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model))):
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+    found = digest.hexdigest()
+    name = f"{type(model).__name__}, given in Python"
     words = getattr(model, "tokenizer", None)
-    if words is None:
+    return Loaded(model, words, Model("own", reads=""), found, found, name, own=True)
+
+
+def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:
+    """Returns the examples as arrays that the model takes.
+
+    Raises:
+        InputError: data of a kind that the model does not read, texts without a tokenizer, more tokens than
+            the model has positions, a tokenizer of another checkpoint.
+    """
+    reads, model = loaded.family.reads, cast(Any, loaded.model)
+    if reads and reads != dataset.kind:
+        raise InputError(
+            f"The model reads {reads}, the data set holds {dataset.kind}: choose a model or data of the "
+            "other kind (`ffalora list models`, `ffalora list datasets`)."
+        )
+    if dataset.kind == "images":
+        return encoding.encode_images(dataset, model.image_settings)
+    most = getattr(model, "max_positions", None)
+    if most is not None and max_tokens > most:
+        raise InputError(
+            f"Expected model.max_tokens <= {most}, the model's positions, got {max_tokens}: lower "
+            "--model.max-tokens."
+        )
+    if loaded.tokenizer is None and loaded.own:
         raise InputError(
             "A model of your own needs a tokenizer: set model.tokenizer to a function like "
             "ffalora_jax.text.hash_tokenizer(vocab_size)."
         )
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    targets, name = r".*(query|value)", f"{type(model).__name__}, given in Python"
-    return Loaded(model, words, targets, digest.hexdigest(), name, own=True)
+    encoded = encoding.encode_text(dataset, loaded.tokenizer, max_tokens, loaded.directory)
+    # A model that looks at padding would let one long example change all others of its block.
+    encoded = encoded._replace(may_be_cut=loaded.family.family in registry.members("models"))
+    encoding.check_vocabulary(encoded, getattr(model, "vocab_size", None))
+    return encoded
 
 
-def _inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
-    settings, most = experiment.method, getattr(loaded.model, "max_positions", None)
-    if most is not None and experiment.model.max_tokens > most:
-        raise InputError(
-            f"Expected model.max_tokens <= {most}, the model's positions, got "
-            f"{experiment.model.max_tokens}: lower --model.max-tokens."
-        )
+def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
+    """Puts the experiment's adapters into its model."""
+    settings, family = experiment.method, loaded.family
     return lora.inject(
         loaded.model,
-        settings.targets or loaded.targets,
+        family.placements.get(settings.targets, settings.targets),
         settings.rank,
         settings.lora_alpha,
         settings.layers,
         head=None if experiment.model.head == "frozen" else "head",
+        dropout=settings.dropout,
+        scan_layers=experiment.model.scan_layers,
+        exclude=settings.exclude,
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
+        use_rslora=settings.use_rslora,
+        other_names=family.hf_names,
     )
 
 
@@ -241,8 +278,8 @@ def _chunk(setting: str, cohort_size: int) -> int:
     return min(int(setting), cohort_size)
 
 
-def _blocks(chunk: int, capacity: int, max_tokens: int) -> Blocks:
+def _blocks(chunk: int, capacity: int, widths: tuple[int, ...]) -> Blocks:
     """Small blocks of several widths pay where clients run one at a time; else one block of all."""
     if chunk == 1 and jax.default_backend() == "cpu":
-        return Blocks(CPU_BLOCK, block_widths(max_tokens))
-    return Blocks(capacity, (max_tokens,))
+        return Blocks(CPU_BLOCK, widths)
+    return Blocks(capacity, widths[-1:])

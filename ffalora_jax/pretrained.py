@@ -1,12 +1,11 @@
-"""Model names, hub names and directories to loaded NNX models; safetensors only.
+"""Model names, hub names and directories to loaded NNX models.
 
-Every missing, extra or misshapen tensor is in one error. Where a named model is looked for, in this order:
-the verified copy kept here, the Hugging Face cache or hub (three seconds), a package of the Python index.
+Where a named model is looked for, in this order: the verified copy kept here, the Hugging Face cache or hub
+(three seconds), a package of the Python index. ``weights`` reads the files.
 """
 
+import hashlib
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,60 +14,89 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ffalora_jax import fetch, registry, rng
+from ffalora_jax.config import ModelConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.models import Model, Source
 from ffalora_jax.text import Tokenizer, hash_tokenizer, load_tokenizer
-from ffalora_jax.types import Tree
+from ffalora_jax.weights import (
+    INDEX,
+    WEIGHTS,
+    check_complete,
+    files_of,
+    flatten,
+    read_weights,
+    unflatten,
+    weights_hash,
+)
 
-WEIGHTS = "model.safetensors"
+PURPOSES = {"head": rng.Purpose.HEAD, "pooler": rng.Purpose.POOLER}
 
 
 class Loaded(NamedTuple):
     """A model with what goes with it."""
 
     model: nnx.Module
-    tokenizer: Tokenizer
-    targets: str
-    """Regular expression of the layers that get adapters by default."""
+    tokenizer: Tokenizer | None
+    """None where the checkpoint has none."""
+    family: Model
+    """What is known of its kind; for a model of the user's own, the defaults."""
     weights_sha256: str
-    """Hash of the weight file, or how a random model was made."""
+    """Hash of the weight files, or how a random model was made."""
+    fingerprint: str
+    """The same with config.json: what a checkpoint of a run belongs to."""
     source: str
+    directory: Path | None = None
+    """The checkpoint's folder."""
     own: bool = False
     """Whether the user gave the module itself."""
 
 
-def load(name: str, num_classes: int, seed: int) -> Loaded:
+def load(name: str, num_classes: int, seed: int, settings: ModelConfig | None = None) -> Loaded:
     """Loads a model by shelf name, directory or hub name, with a head for ``num_classes``.
 
     Raises:
         InputError: nothing of that name, no source answers, files that do not fit.
     """
+    settings = settings or ModelConfig()
     if name not in registry.available("models") and (Path(name).is_dir() or "/" in name):
-        return _from_directory(_directory_of(name), num_classes, seed, name)
+        return _from_directory(_directory_of(name), num_classes, seed, name, settings)
     member: Model = registry.lookup("models", name)()
     if member.source is not None:
-        return _from_directory(
-            locate(name, member.source), num_classes, seed, member.source.hub_name
-        )
+        directory = locate(name, member.source)
+        return _from_directory(directory, num_classes, seed, member.source.hub_name, settings)
     if member.config is None:
         raise InputError(
             f"Model {name!r} is a family: give the directory or hub name of a checkpoint."
         )
     family: Model = registry.lookup("models", member.family)()
-    model = family.build(member.config, num_classes, _rngs(seed, rng.Purpose.BACKBONE))
+    model: Any = family.build(member.config, num_classes, _rngs(seed, rng.Purpose.BACKBONE))
+    cast(model, settings.dtype)
+    model.remat = settings.remat
     made_from = f"random from public seed {seed}"
-    return Loaded(
-        model, hash_tokenizer(member.config["vocab_size"]), family.targets, made_from, name
-    )
+    vocabulary = member.config.get("vocab_size")
+    words = None if vocabulary is None else hash_tokenizer(vocabulary)
+    return Loaded(model, words, family, made_from, _fingerprint(made_from, member.config), name)
 
 
 def load_pretrained(
-    directory: str | Path, num_classes: int | None = None, seed: int = 0
+    directory: str | Path,
+    num_classes: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    remat: bool = False,
 ) -> nnx.Module:
-    """Loads a checkpoint folder (config.json, model.safetensors) into a model that returns logits.
+    """Loads a checkpoint folder (config.json, safetensors) into a model that returns logits.
 
-    ``model(input_ids, attention_mask) -> (..., num_classes)``. A checkpoint for sequence classification
-    brings its own pooler and head; a bare encoder gets mean pooling and a new head from ``seed``.
+    ``model(input_ids, attention_mask)`` or ``model(images) -> (..., num_classes)``. A checkpoint for
+    classification brings its own head; a bare encoder gets a new one from ``seed``. A causal language model
+    returns ``(..., token, vocabulary)`` and takes no ``num_classes``.
+
+    Args:
+        directory: a folder in Hugging Face's form: one weight file, or several with an index.
+        num_classes: classes of the head; left out, those of config.json.
+        seed: public seed of what the checkpoint lacks.
+        dtype: float32 or bfloat16, the type of all weights; norms and softmax are computed in float32.
+        remat: compute a block's activations again in the backward pass instead of keeping them.
 
     Raises:
         InputError: missing files, unknown architecture, tensors missing, extra or misshapen.
@@ -76,11 +104,7 @@ def load_pretrained(
     directory = Path(directory)
     config = _read_config(directory)
     family = _family_of(config, directory)
-    brings_head = any(
-        name.endswith("ForSequenceClassification") for name in config["architectures"]
-    )
-    own_classes = _num_labels(config)
-    classes = num_classes or own_classes
+    classes = num_classes or _num_labels(config)
     try:
         model = nnx.eval_shape(lambda: family.build(config, classes, nnx.Rngs(0)))
     except KeyError as error:
@@ -88,24 +112,44 @@ def load_pretrained(
             f"No {error} in {directory / 'config.json'}: the model needs it."
         ) from None
     graph, abstract = nnx.split(model)
-    wanted = _flatten(nnx.to_pure_dict(abstract))
-    found, problems = _read_weights(directory / WEIGHTS, family, wanted)
-    if not brings_head or classes != own_classes:
-        shapes = {path: leaf for path, leaf in wanted.items() if path[0] == "head"}
-        found |= new_head(shapes, seed)
-    _check_complete(found, wanted, problems, directory / WEIGHTS)
-    return nnx.merge(graph, _unflatten(found))
+    wanted = flatten(nnx.to_pure_dict(abstract))
+    files = files_of(directory)
+    found, problems = read_weights(files, family, wanted, dtype)
+    found |= new_parts(_lacking(config, family, classes), wanted, seed, dtype)
+    check_complete(found, wanted, problems, files[0] if len(files) == 1 else directory)
+    loaded: Any = nnx.merge(graph, unflatten(found))
+    loaded.remat = remat
+    return loaded
 
 
-def new_head(shapes: dict, seed: int) -> dict:
-    """Draws a head's leaves from the public seed: kernel N(0, 0.02^2), bias zero."""
-    key = rng.stream(rng.public_root(seed), rng.Purpose.HEAD)
-    return {
-        path: 0.02 * jax.random.normal(key, leaf.shape)
-        if path[-1] == "kernel"
-        else jnp.zeros(leaf.shape)
-        for path, leaf in shapes.items()
-    }
+def new_parts(parts: tuple[str, ...], wanted: dict, seed: int, dtype: str = "float32") -> dict:
+    """Draws dense layers from the public seed: kernel N(0, 0.02^2), bias zero."""
+    drawn = {}
+    for path, leaf in wanted.items():
+        if path[0] in parts:
+            key = rng.stream(rng.public_root(seed), PURPOSES[path[0]])
+            is_kernel = path[-1] == "kernel"
+            value = (
+                0.02 * jax.random.normal(key, leaf.shape) if is_kernel else jnp.zeros(leaf.shape)
+            )
+            drawn[path] = value.astype(dtype)
+    return drawn
+
+
+def cast(model: nnx.Module, dtype: str) -> None:
+    """Turns all weights of a model into one type, in place."""
+    for leaf in jax.tree.leaves(nnx.state(model), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        if jnp.issubdtype(leaf[...].dtype, jnp.floating):
+            leaf.set_value(leaf[...].astype(dtype))
+
+
+def _lacking(config: dict[str, Any], family: Model, classes: int) -> tuple[str, ...]:
+    """Returns the parts that the checkpoint does not bring, or brings for other classes."""
+    if family.reads == "instructions":
+        return ()
+    if family.classifier not in config["architectures"]:
+        return family.new_parts
+    return () if classes == _num_labels(config) else ("head",)
 
 
 def locate(name: str, source: Source) -> Path:
@@ -152,23 +196,38 @@ def _directory_of(name: str) -> Path:
         return Path(name)
     if name.startswith((".", "/")):
         raise InputError(f"No directory {name!r}: check --model.name.")
+    beside = ["preprocessor_config.json", "chat_template.jinja"]
+    words = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"]
     try:
-        files = fetch.from_hub(name, ["config.json", WEIGHTS], ["tokenizer.json", "vocab.txt"])
+        config = fetch.from_hub(name, ["config.json"], [*words, *beside, INDEX, WEIGHTS])
+        if WEIGHTS not in config and INDEX in config:
+            shards = json.loads(config[INDEX].read_text())["weight_map"].values()
+            fetch.from_hub(name, sorted(set(shards)), [])
     except fetch.Unavailable as error:
         raise InputError(
             f"No directory {name!r}, and the hub does not give a model of that name ({error}). Ways out: a "
             "directory with config.json, tokenizer.json and model.safetensors; a name from `ffalora list "
             "models`; or try again later."
         ) from None
-    return files[WEIGHTS].parent
+    return config["config.json"].parent
 
 
-def _from_directory(directory: Path, num_classes: int, seed: int, source: str) -> Loaded:
+def _from_directory(
+    directory: Path, num_classes: int, seed: int, source: str, settings: ModelConfig
+) -> Loaded:
     config = _read_config(directory)
     family = _family_of(config, directory)
-    model = load_pretrained(directory, num_classes, seed)
-    digest = fetch.sha256(directory / WEIGHTS)
-    return Loaded(model, load_tokenizer(directory), family.targets, digest, source)
+    model = load_pretrained(directory, num_classes, seed, settings.dtype, settings.remat)
+    words = None if family.reads == "images" else load_tokenizer(directory)
+    digest = weights_hash(files_of(directory))
+    fingerprint = _fingerprint(digest, config)
+    return Loaded(model, words, family, digest, fingerprint, source, directory)
+
+
+def _fingerprint(weights: str, config: dict[str, Any]) -> str:
+    """Hash of weights and settings: the number of heads changes the function, but no tensor."""
+    text = json.dumps([weights, config], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _rngs(seed: int, purpose: rng.Purpose) -> nnx.Rngs:
@@ -176,18 +235,25 @@ def _rngs(seed: int, purpose: rng.Purpose) -> nnx.Rngs:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
+    """Reads config.json, with preprocessor_config.json under ``preprocessor`` where there is one."""
     file = directory / "config.json"
+    config = _read_json(file, "Expected a checkpoint folder.")
+    if not isinstance(config.get("architectures"), list):
+        raise InputError(f"Expected 'architectures' in {file}: it names what the weights are for.")
+    beside = directory / "preprocessor_config.json"
+    return config | ({"preprocessor": _read_json(beside, "")} if beside.is_file() else {})
+
+
+def _read_json(file: Path, hint: str) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            f"Cannot read {file}: {error.strerror}. Expected a checkpoint folder."
-        ) from None
+        raise InputError(f"Cannot read {file}: {error.strerror}. {hint}") from None
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}).") from None
-    if not isinstance(config, dict) or not isinstance(config.get("architectures"), list):
-        raise InputError(f"Expected 'architectures' in {file}: it names what the weights are for.")
-    return config
+    if not isinstance(content, dict):
+        raise InputError(f"Expected a JSON object in {file}, got a {type(content).__name__}.")
+    return content
 
 
 def _num_labels(config: dict[str, Any]) -> int:
@@ -195,86 +261,13 @@ def _num_labels(config: dict[str, Any]) -> int:
 
 
 def _family_of(config: dict[str, Any], directory: Path) -> Model:
-    members = [registry.lookup("models", name)() for name in registry.available("models")]
+    members = [registry.lookup("models", name)() for name in registry.members("models")]
     known = {arch: member for member in members for arch in member.architectures}
     for name in config["architectures"]:
         if name in known:
             return known[name]
     raise InputError(
         f"Cannot load {config['architectures']} from {directory}: known architectures are "
-        f"{', '.join(sorted(known))}."
+        f"{', '.join(sorted(known))}. Any other NNX model can be given in Python: "
+        "ffalora_jax.simulate(experiment, data, model=mine)."
     )
-
-
-def _read_weights(file: Path, family: Model, wanted: dict) -> tuple[dict, list[str]]:
-    """Reads the tensors that rules map to a place of the model, one at a time; lists the others."""
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        others = sorted(
-            path.name for path in file.parent.glob("*") if path.suffix in {".bin", ".pt", ".h5"}
-        )
-        hint = f" (there is {', '.join(others)}, which could run code: not read)" if others else ""
-        raise InputError(f"No {file.name} in {file.parent}{hint}: save the model as safetensors.")
-    parts = {path[0] for path in wanted}
-    found, problems = {}, []
-    try:
-        with safe_open(str(file), framework="flax") as tensors:
-            for name in tensors.keys():
-                matches = list(_places(name, family))
-                if len(matches) != 1:
-                    problems.append(f"{name} matches {len(matches)} rules, expected 1")
-                    continue
-                path, transform = matches[0]
-                if path in found:
-                    problems.append(f"{name} is a second {_dotted(path)}")
-                elif path in wanted:
-                    found[path] = transform(tensors.get_tensor(name))
-                elif path[0] in parts:  # a whole part that is not needed (a pooler) is passed over
-                    problems.append(f"{name} has no place in the model")
-    except SafetensorError as error:
-        raise InputError(f"{file} is not a safetensors file ({error}).") from None
-    return found, problems
-
-
-def _places(name: str, family: Model) -> Iterator[tuple[tuple, Any]]:
-    for rule in family.rules:
-        match = re.fullmatch(rule.pattern, name)
-        if match:
-            dotted = match.expand(rule.path)
-            yield tuple(int(p) if p.isdigit() else p for p in dotted.split(".")), rule.transform
-
-
-def _check_complete(found: dict, wanted: dict, extra: list[str], file: Path) -> None:
-    problems = extra + [f"{_dotted(path)} is missing" for path in wanted if path not in found]
-    problems += [
-        f"{_dotted(path)} has shape {tuple(leaf.shape)}, expected {tuple(wanted[path].shape)}"
-        for path, leaf in found.items()
-        if tuple(leaf.shape) != tuple(wanted[path].shape)
-    ]
-    if problems:
-        raise InputError(f"{file} does not fit its config.json: {'; '.join(problems)}.")
-
-
-def _dotted(path: tuple) -> str:
-    return ".".join(map(str, path))
-
-
-def _flatten(tree: Tree, path: tuple = ()) -> dict:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {
-        key: leaf
-        for part, value in tree.items()
-        for key, leaf in _flatten(value, (*path, part)).items()
-    }
-
-
-def _unflatten(leaves: dict) -> dict:
-    tree: dict = {}
-    for path, leaf in leaves.items():
-        here = tree
-        for part in path[:-1]:
-            here = here.setdefault(part, {})
-        here[path[-1]] = jnp.asarray(leaf)
-    return tree

@@ -21,13 +21,17 @@ class Purpose(enum.IntEnum):
     SPLIT = 2
     SUBSET = 3
     SYNTHETIC = 4
-    LORA_INIT = 5  # indices: layer
+    LORA_INIT = 5  # indices: layer; of A
     HEAD = 6
     BACKBONE = 7
     COHORT = 8  # indices: round
     VALIDATION = 9  # indices: client
+    POOLER = 10
+    HELD_OUT = 11
+    LORA_INIT_B = 12  # indices: layer
     BATCH = 20  # indices: round, client, step
     NOISE = 21  # indices: round, client, step, leaf
+    DROPOUT = 22  # indices: round, client, step, example, layer
 
 
 _PUBLIC_DOMAIN = 0x5EED0001

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
@@ -44,7 +44,8 @@ class Keys(NamedTuple):
 class ClientNumbers(NamedTuple):
     """The plan's per-client numbers as arrays (client,)."""
 
-    probability: Float[Array, " client"]
+    threshold: UInt32[Array, " client"]
+    """Probability of an example in a draw, in units of 2^-32 (``cohort.threshold``)."""
     noise_multiplier: Float[Array, " client"]
 
 
@@ -102,7 +103,7 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
         everyone = Participant(
             clients,
             starts,
-            numbers.probability[clients],
+            numbers.threshold[clients],
             numbers.noise_multiplier[clients],
             batches,
         )
@@ -115,8 +116,11 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
         send = jax.vmap(method.upload, in_axes=(None, 0), axis_size=clients.shape[0])
         uploads = send(state.adapters, sent)
         weights = data.sizes[clients].astype(jnp.float32) if settings.weighted else None
-        mean = mean_upload(uploads, cohort.is_real, weights, fallback=state.adapters)
-        after = method.read(state.adapters, mean, uploads, weights)
+        nothing = method.upload(state.adapters, state.adapters)
+        mean = mean_upload(uploads, cohort.is_real, weights, fallback=nothing)
+        after = method.read(
+            state.adapters, mean, *_of_those_there(uploads, nothing, weights, cohort)
+        )
         personal = _keep(state.personal, ends, cohort)
         change = jax.tree.map(jnp.subtract, after, state.adapters)
         info = RoundInfo(
@@ -168,6 +172,17 @@ def make_rounds(round_step: Callable, settings: RoundSettings) -> Callable:
 
 def _names(adapters: Adapters) -> set[str]:
     return {name for found in adapters.values() for name in found}
+
+
+def _of_those_there(uploads: Tree, nothing: Tree, weights: Array | None, cohort: Cohort):
+    """Returns (uploads, weights) in which a slot without a client changes nothing and weighs nothing."""
+
+    def masked(leaf, own):
+        is_real = cohort.is_real.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return jnp.where(is_real, leaf, own[None])
+
+    ones = jnp.ones(cohort.clients.shape[0]) if weights is None else weights
+    return jax.tree.map(masked, uploads, nothing), jnp.where(cohort.is_real, ones, 0.0)
 
 
 def _keep(personal: Tree, ends: Adapters, cohort: Cohort) -> Tree:

@@ -6,6 +6,7 @@ The layout is in CONTRIBUTING.md; outside scripts rely on the names and fields h
 import hashlib
 import json
 import math
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -31,12 +32,14 @@ NOT_PROTECTED = (
     "the number of examples of each client",
     "how many examples of each class a client has (partition.json, and the figure for guessing)",
     "which clients took part in which round",
+    "the names of the classes and of the clients",
     "settings chosen by looking at results: tuning of hyper-parameters spends privacy that is not counted",
     "held-out data: accuracies are computed on it without noise",
     "fields of metrics.jsonl marked as not private, and the pictures made from them",
 )
 NOT_PRIVATE_FIELDS = (
     "loss",
+    "seconds",
     "clipped_share",
     "gradient_norm",
     "drawn",
@@ -46,6 +49,8 @@ NOT_PRIVATE_FIELDS = (
     "validation_loss",
     "test_accuracy",
     "test_accuracy_per_client",
+    "test_loss",
+    "test_metrics",
     "majority_accuracy",
 )
 
@@ -119,17 +124,19 @@ class RunFolder:
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl."""
-        text = "".join(json.dumps(_plain(line)) + "\n" for line in lines)
+        text = "".join(json.dumps(plain(line)) + "\n" for line in lines)
         write_atomically(self.metrics_file, text)
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to metrics.jsonl."""
         with self.metrics_file.open("a") as file:
-            file.writelines(json.dumps(_plain(line)) + "\n" for line in lines)
+            file.writelines(json.dumps(plain(line)) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Writes one JSON file."""
-        write_atomically(self.path / name, json.dumps(_plain(value), indent=2) + "\n")
+        write_atomically(self.path / name, json.dumps(plain(value), indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Reads one JSON file of the run."""
@@ -150,7 +157,9 @@ def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
         "block_size": run.blocks.size,
         "model_source": run.loaded.source,
         "weights_sha256": run.loaded.weights_sha256,
+        "backbone": run.loaded.fingerprint,
         "data_source": run.dataset.source,
+        "data_kind": run.dataset.kind,
         "reproducible": given_noise_seed,
         "layers": sorted(run.model.shapes),
     }
@@ -178,7 +187,7 @@ def privacy(
     return {
         "unit": plan.unit,
         "neighbours": accounting.NEIGHBOURS if plan.unit else None,
-        "trust_model": run.mechanism.trust_model,
+        "trust_model": _trust_model(run),
         "statement": run.mechanism.statement,
         "mechanism": settings.mechanism,
         "accountant": settings.accountant if plan.unit else None,
@@ -197,6 +206,14 @@ def privacy(
         "sampler": "floating-point Gaussian: for simulation, a release needs a secure sampler",
         "warnings": list(plan.warnings),
     }
+
+
+def _trust_model(run: Prepared) -> str:
+    if run.method.pooled and run.plan.unit:
+        return (
+            "everyone who sees the model; the one place that holds all the data is trusted with it"
+        )
+    return run.mechanism.trust_model
 
 
 def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
@@ -247,9 +264,11 @@ def partition_table(run: Prepared) -> dict[str, Any]:
 
 
 def message_bytes(run: Prepared) -> tuple[int, int]:
-    """Bytes one client sends and receives in a round: the server's trained leaves, each way."""
-    size = 0 if run.method.pooled else nbytes(run.state.adapters)
-    return size, size
+    """Bytes one client sends and receives in a round: what it uploads, and the server's trained leaves."""
+    if run.method.pooled:
+        return 0, 0
+    here = run.state.adapters
+    return nbytes(jax.eval_shape(run.method.upload, here, here)), nbytes(here)
 
 
 def _release_note(unit: str | None, given_noise_seed: bool) -> str:
@@ -272,12 +291,12 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turns arrays, tuples and non-finite numbers into what JSON has."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic | jax.Array):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,18 +7,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
-from ffalora_jax.adapter_file import save_adapter
+from ffalora_jax.adapter_file import CONFIG, save_adapter
 from ffalora_jax.book import Book, largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger
 from ffalora_jax.cohort import data_hash
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
-from ffalora_jax.evaluate import evaluate, majority_accuracy, make_predictor
+from ffalora_jax.evaluate import make_predictor
+from ffalora_jax.held_out import test, validation
 from ffalora_jax.interrupt import stop_flag
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.prepare import Prepared, prepare
@@ -86,8 +85,12 @@ def simulate(
             f"One round alone would pass the budget of epsilon {experiment.privacy.budget}: raise "
             "privacy.epsilon or privacy.noise_multiplier."
         )
-    folder = RunFolder.create(folder_path, experiment)
     given = experiment.noise_seed
+    noise_seed = rng.fresh_noise_seed() if given is None else given
+    # All that can fail comes before the folder: a refusal leaves nothing behind.
+    epsilons = largest_epsilons(run, min(experiment.rounds, run.plan.rounds_within_budget))
+    rounds_call = _compile(run, observe)
+    folder = RunFolder.create(folder_path, experiment)
     folder.write_json("environment.json", environment(run, given is not None))
     folder.write_json("partition.json", partition_table(run))
     ledger = Ledger(
@@ -96,12 +99,12 @@ def simulate(
         budget=experiment.privacy.budget if run.plan.unit else None,
         noise_multipliers=tuple(client.noise_multiplier for client in run.plan.clients),
         epsilon=0.0 if run.plan.unit else None,
-        noise_seed=rng.fresh_noise_seed() if given is None else given,
+        noise_seed=noise_seed,
         experiment=folder.experiment_hash(),
-        weights=run.loaded.weights_sha256,
+        weights=run.loaded.fingerprint,
         data=data_hash(run.data),
     )
-    return _train(run, folder, ledger, run.state, observe)
+    return _train(run, folder, ledger, run.state, epsilons, rounds_call, observe)
 
 
 def resume(
@@ -126,46 +129,21 @@ def resume(
         raise InputError(f"No checkpoint in {path}: start again with `ffalora run`.")
     checkpoints = Checkpoints(folder.checkpoints)
     try:
-        ledger = checkpoints.newest()
-        experiment = folder.experiment()
-        if ledger is None:
+        before = checkpoints.newest()
+        if before is None:
             raise InputError(f"No checkpoint in {path}: start again with `ffalora run`.")
-        if ledger.experiment != folder.experiment_hash():
+        if before.experiment != folder.experiment_hash():
             raise InputError(
                 f"The checkpoint in {path} belongs to another experiment than its experiment.toml: put "
                 "the file back as it was, or start a new run."
             )
-        if rounds < 0:
-            raise InputError(f"Expected --rounds >= 0, got {rounds}.")
-        if epsilon is not None and not epsilon >= (ledger.epsilon or 0.0):
-            raise InputError(
-                f"Expected --epsilon >= {ledger.epsilon or 0.0:.3g}, which is spent already, got {epsilon}."
-            )
-        ledger = ledger._replace(
-            planned_rounds=ledger.planned_rounds + rounds,
-            budget=ledger.budget if epsilon is None else epsilon,
-        )
-        if ledger.rounds_done >= ledger.planned_rounds:
-            observe(Event(f"the run has all its {ledger.planned_rounds} rounds: nothing to do"))
+        ledger = _extended(before, rounds, epsilon)
+        if ledger == before and _is_complete(folder, ledger):
+            observe(Event(f"the run has all its {ledger.rounds_done} rounds: nothing to do"))
             return load_run(path, model)
         observe(Event("preparing data, model and noise"))
-        planned = experiment.replace(
-            rounds=ledger.planned_rounds,
-            **{"privacy.epsilon": ledger.budget or experiment.privacy.epsilon},
-        )
-        run = prepare(planned, data, model, ledger.noise_multipliers)
-        if run.loaded.weights_sha256 != ledger.weights:
-            raise InputError(
-                f"The backbone's weights have sha256 {run.loaded.weights_sha256[:12]}..., the run was made "
-                f"with {ledger.weights[:12]}...: put the same checkpoint there."
-            )
-        if data_hash(run.data) != ledger.data:
-            raise InputError(
-                f"The training examples are not those that the run in {path} began with: its noise and its "
-                "epsilon belong to them. Put the data back, or start a new run."
-            )
-        spent_up = run.plan.rounds_within_budget <= ledger.rounds_done
-        if rounds and spent_up:
+        run = _prepared_again(folder, ledger, data, model)
+        if rounds and run.plan.rounds_within_budget <= ledger.rounds_done:
             raise InputError(
                 f"No round can be added: the budget of epsilon {ledger.budget:g} is spent after "
                 f"{ledger.rounds_done} rounds. Give a larger one: --rounds {rounds} --epsilon E."
@@ -173,31 +151,98 @@ def resume(
         state = checkpoints.restore(run.state, ledger)
     finally:
         checkpoints.close()
-    return _train(run, folder, ledger, state, observe)
+    last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
+    epsilons = largest_epsilons(run, max(last, ledger.rounds_done))
+    rounds_call = _compile(run, observe) if ledger.rounds_done < last else None
+    return _train(run, folder, ledger, state, epsilons, rounds_call, observe)
+
+
+def _extended(ledger: Ledger, rounds: int, epsilon: float | None) -> Ledger:
+    """Returns the ledger with rounds added and the budget raised."""
+    if rounds < 0:
+        raise InputError(f"Expected --rounds >= 0, got {rounds}.")
+    if epsilon is not None:
+        if ledger.epsilon is None:
+            raise InputError("This run promises no privacy: --epsilon has nothing to raise.")
+        least, what = ledger.epsilon, "is spent already"
+        if ledger.budget is not None and ledger.budget > least:
+            least, what = (
+                ledger.budget,
+                "is the run's budget; what is spent already cannot be taken back",
+            )
+        if not epsilon >= least:
+            raise InputError(f"Expected --epsilon >= {least:.4g}, which {what}, got {epsilon}.")
+    return ledger._replace(
+        planned_rounds=ledger.planned_rounds + rounds,
+        budget=ledger.budget if epsilon is None else epsilon,
+    )
+
+
+def _is_complete(folder: RunFolder, ledger: Ledger) -> bool:
+    """Whether the last round was made, and everything that follows from it stands in the folder."""
+    privacy, metrics = folder.path / "privacy.json", folder.metrics()
+    if not privacy.is_file() or not metrics:
+        return False
+    facts = folder.read_json("privacy.json")
+    ended = ledger.rounds_done >= ledger.planned_rounds or facts["stopped_at_budget"]
+    in_step = facts["rounds"] == len(metrics) == ledger.rounds_done
+    has_adapter = (folder.path / "adapter" / CONFIG).is_file()
+    return ended and in_step and "test_accuracy" in metrics[-1] and has_adapter
+
+
+def _prepared_again(
+    folder: RunFolder, ledger: Ledger, data: Any, model: nnx.Module | None
+) -> Prepared:
+    """Prepares the run of a folder, and makes sure that it is the same one."""
+    experiment = folder.experiment()
+    planned = experiment.replace(
+        rounds=ledger.planned_rounds,
+        **{"privacy.epsilon": ledger.budget or experiment.privacy.epsilon},
+    )
+    run = prepare(planned, data, model, ledger.noise_multipliers)
+    if run.loaded.fingerprint != ledger.weights:
+        raise InputError(
+            f"The backbone (weights and config.json) has sha256 {run.loaded.fingerprint[:12]}..., the run "
+            f"was made with {ledger.weights[:12]}...: put the same checkpoint there."
+        )
+    if data_hash(run.data) != ledger.data:
+        raise InputError(
+            f"The training examples are not those that the run in {folder.path} began with: its noise and "
+            "its epsilon belong to them. Put the data back, or start a new run."
+        )
+    return run
+
+
+def _compile(run: Prepared, observe: Observer) -> Callable:
+    """Compiles the rounds ahead of time: an executable cannot be traced again, whatever later calls hold."""
+    at_once = run.settings.chunk
+    observe(Event(f"compiling the round, {at_once} client{'s' * (at_once > 1)} at a time"))
+    keys = Keys(rng.public_root(0), rng.secret_root(0))  # only their shape matters here
+    arguments = (keys, run.state, run.frozen, run.data, run.numbers, jnp.int32(1))
+    return run.rounds().lower(*arguments).compile()
 
 
 def _train(
-    run: Prepared, folder: RunFolder, ledger: Ledger, state: RoundState, observe: Observer
+    run: Prepared,
+    folder: RunFolder,
+    ledger: Ledger,
+    state: RoundState,
+    epsilons: list[float | None],
+    rounds_call: Callable | None,
+    observe: Observer,
 ) -> Run:
-    """Runs the rounds that are left, in calls of a few seconds."""
+    """Runs the rounds that are left, in calls of a few seconds, and writes what follows from them."""
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
-    given_seed = folder.read_json("environment.json")["reproducible"]
-    if ledger.rounds_done >= last:  # resumed at its budget: no round may run
-        return load_run(folder.path, run.loaded.model if run.loaded.own else None)
-    epsilons = largest_epsilons(run, last)
-    book = Book(run, folder, epsilons, given_seed, ledger)
+    book = Book(run, folder, epsilons, ledger)
     keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(ledger.noise_seed))
-    predict = make_predictor(run.model.apply)
+    predict = make_predictor(run.model, run.task)
     checkpoints = Checkpoints(folder.checkpoints)
-    at_once = run.settings.chunk
-    observe(Event(f"compiling the round, {at_once} client{'s' * (at_once > 1)} at a time"))
-    arguments = (keys, state, run.frozen, run.data, run.numbers, jnp.int32(1))
-    # Compiled ahead of time: an executable cannot be traced again, whatever the later calls hold.
-    rounds_call = run.rounds().lower(*arguments).compile()
     done, seconds_a_round = ledger.rounds_done, CALL_SECONDS
+    if done == 0:
+        checkpoints.save(state, ledger)  # so that a stop in the first call can be resumed
     with stop_flag() as stopped:
         observe(Event("rounds", done, ledger.planned_rounds, bytes_total=book.bytes_total))
-        while done < last and not stopped.is_set():
+        while rounds_call is not None and done < last and not stopped.is_set():
             count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
             begin = time.perf_counter()
             state, infos = rounds_call(
@@ -208,21 +253,24 @@ def _train(
             lines = book.lines(infos, done, count, seconds_a_round)
             done += count
             if done % run.experiment.evaluate_every == 0 or done == last:
-                lines[-1] |= _validation(run, predict, state)
+                lines[-1] |= validation(run, predict, state)
             if done == last:
                 observe(Event("evaluating on the test part", done, ledger.planned_rounds))
-                lines[-1] |= _test(run, predict, state)
-            folder.append_metrics(lines)
-            ledger = ledger._replace(rounds_done=done, epsilon=epsilons[done])
-            checkpoints.save(state, ledger)
+                lines[-1] |= test(run, predict, state)
+            # What was spent is written first: after a crash it may say too much, never too little.
+            book.append(lines)
             book.write(done)
+            ledger = ledger._replace(rounds_done=done, epsilon=book.spent(done))
+            checkpoints.save(state, ledger)
             sent = book.bytes_total - sum(line["bytes_up"] + line["bytes_down"] for line in lines)
             for line in lines:
                 sent += line["bytes_up"] + line["bytes_down"]
                 observe(Event("rounds", line["round_index"] + 1, ledger.planned_rounds, line, sent))
     checkpoints.close()
-    _save_adapter(run, folder, state)
+    if rounds_call is None and done:  # the last round was saved, but not all that follows from it
+        book.complete(test(run, predict, state))
     book.write(done)
+    save_adapter(folder.path / "adapter", run, state)
     finished = load_run(folder.path, run.loaded.model if run.loaded.own else None)
     if finished.metrics:
         write_report([finished], folder.report)
@@ -235,56 +283,6 @@ def _rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: floa
     until_evaluation = evaluate_every - done % evaluate_every
     affordable = max(1, int(CALL_SECONDS / max(seconds_a_round, 1e-4)))
     return min(until_evaluation, last - done, affordable)
-
-
-def _validation(run: Prepared, predict: Callable, state: RoundState) -> dict[str, Any]:
-    most = run.experiment.max_validation
-    parts = [
-        _subset(rows, most, run.experiment.seed, k) for k, rows in enumerate(run.owners.validation)
-    ]
-    scores = evaluate(predict, run.frozen, state, run.tokens, run.dataset.labels, parts)
-    if scores is None:
-        return {}
-    return {
-        "accuracy": scores.accuracy,
-        "accuracy_per_client": list(scores.per_client),
-        "validation_loss": scores.loss,
-    }
-
-
-def _test(run: Prepared, predict: Callable, state: RoundState) -> dict[str, Any]:
-    labels, owners = run.dataset.labels, run.owners
-    scores = evaluate(predict, run.frozen, state, run.tokens, labels, owners.test)
-    if scores is None:
-        return {"test_accuracy": None, "majority_accuracy": None, "test_accuracy_per_client": None}
-    return {
-        "test_accuracy": scores.accuracy,
-        "majority_accuracy": majority_accuracy(labels, owners.train, owners.test),
-        "test_accuracy_per_client": dict(zip(owners.names, scores.per_client, strict=True)),
-    }
-
-
-def _subset(rows: np.ndarray, most: int, seed: int, client: int) -> np.ndarray:
-    if len(rows) <= most:
-        return rows
-    draw = rng.numpy_rng(seed, rng.Purpose.VALIDATION, client)
-    return np.sort(draw.choice(rows, most, replace=False))
-
-
-def _save_adapter(run: Prepared, folder: RunFolder, state: RoundState) -> None:
-    settings = run.experiment.method
-    config = {
-        "method": settings.name,
-        "rank": settings.rank,
-        "lora_alpha": settings.lora_alpha,
-        "scaling": run.model.scaling,
-        "layers": sorted(run.model.shapes),
-        "class_names": list(run.dataset.class_names),
-        "client_names": list(run.train_names),
-        "weights_sha256": run.loaded.weights_sha256,
-    }
-    shared = leaves.merge(run.frozen.adapters, state.adapters)
-    save_adapter(folder.path / "adapter", shared, state.personal, config)
 
 
 def free_path(path: Path) -> Path:

@@ -11,17 +11,37 @@ import numpy as np
 from ffalora_jax.errors import InputError
 
 
-class Tokens(NamedTuple):
-    """Token ids of some examples, as the models take them."""
+class Encoded(NamedTuple):
+    """Some examples as arrays, as the models take them."""
 
     inputs: dict[str, np.ndarray]
-    """input_ids, attention_mask and, for pairs, token_type_ids: (example, token)."""
+    """input_ids, attention_mask, for pairs token_type_ids and for instructions response_mask:
+    (example, token); or images (example, height, width, 3) uint8."""
     lengths: np.ndarray
-    """Real tokens of an example."""
+    """Real tokens of an example; 1 for images."""
+    may_be_cut: bool = True
+    """Whether rows may be cut behind their last token: only for models that never look at padding."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Token widths that a block of rows may be cut to, the full one last; (1,) for images."""
+        full = self.inputs["input_ids"].shape[1] if "input_ids" in self.inputs else 1
+        return block_widths(full) if self.may_be_cut else (full,)
 
 
-Tokenizer = Callable[[Sequence[str], Sequence[str] | None, int], Tokens]
-"""(texts, second texts, most tokens) -> Tokens."""
+Tokenizer = Callable[[Sequence[str], Sequence[str] | None, int], Encoded]
+"""(texts, second texts, most tokens) -> Encoded."""
+
+
+def block_widths(full: int) -> tuple[int, ...]:
+    """Returns the token widths to compile: a half, two thirds and all, in multiples of 8.
+
+    Up to 24 tokens only the full width: each one compiles the model again, and little is left to save.
+    """
+    if full <= 24:
+        return (full,)
+    widths = {-8 * (-full * share // 48) for share in (3, 4)}
+    return (*sorted(width for width in widths if width < full), full)
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -85,7 +105,7 @@ def _from_fast(tokenizer) -> Tokenizer:
     return tokenise
 
 
-def _padded(rows: list[list[int]], types: list[list[int]] | None, max_tokens: int) -> Tokens:
+def _padded(rows: list[list[int]], types: list[list[int]] | None, max_tokens: int) -> Encoded:
     lengths = np.array([len(row) for row in rows], np.int32)
     mask = np.arange(max_tokens) < lengths[:, None]
 
@@ -97,4 +117,4 @@ def _padded(rows: list[list[int]], types: list[list[int]] | None, max_tokens: in
     inputs = {"input_ids": dense(rows), "attention_mask": mask}
     if types is not None:
         inputs["token_type_ids"] = dense(types)
-    return Tokens(inputs, lengths)
+    return Encoded(inputs, lengths)

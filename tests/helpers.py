@@ -85,7 +85,7 @@ def drawn_rows(run: Prepared, round_index: int, client: int) -> list[list[int]]:
         round_index,
         client,
         run.data,
-        run.numbers.probability[client],
+        run.numbers.threshold[client],
         run.experiment.local_steps,
         run.plan.capacity,
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffalora_jax.clipping import Blocks, block_widths, clipped_sum, clipped_sum_in_blocks
+from ffalora_jax.clipping import Blocks, clipped_sum, clipped_sum_in_blocks
 from ffalora_jax.cohort import Batch, client_data
 
 SIZE = 6
@@ -123,8 +123,9 @@ def test_blocks_give_the_sum_of_the_whole_draw(key, size, widths, num_real):
     batch = Batch(jnp.arange(3, 10), jnp.arange(7) < num_real)
 
     def loss(trained, example):
-        inputs, _ = example
-        return jnp.vdot(trained["w"], inputs["x"].sum() * jnp.ones(3)) + jnp.sum(trained["w"] ** 2)
+        return jnp.vdot(trained["w"], example.inputs["x"].sum() * jnp.ones(3)) + jnp.sum(
+            trained["w"] ** 2
+        )
 
     trained = {"w": jnp.ones(3)}
     whole, facts = clipped_sum_in_blocks(loss, trained, data, batch, 2.0, Blocks(7, (8,)))
@@ -132,8 +133,3 @@ def test_blocks_give_the_sum_of_the_whole_draw(key, size, widths, num_real):
     np.testing.assert_allclose(whole["w"], parts["w"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.array(facts), np.array(more), rtol=1e-5, atol=1e-6)
     assert float(more.num_real) == num_real
-
-
-def test_widths_end_with_the_full_one_and_are_public():
-    assert block_widths(48) == (24, 32, 48)
-    assert block_widths(24) == (24,)

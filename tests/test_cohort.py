@@ -11,6 +11,7 @@ from ffalora_jax.cohort import (
     draw_cohort,
     draw_local_batches,
     longest_first,
+    threshold,
 )
 from tests.helpers import keys, prepared
 
@@ -25,7 +26,7 @@ def many_draws(key, size=40, slots=50, probability=0.2, capacity=30):
             jax.random.fold_in(key, index),
             members,
             jnp.int32(size),
-            jnp.float32(probability),
+            jnp.uint32(threshold(probability)),
             capacity,
         )
 
@@ -74,7 +75,7 @@ def test_a_draw_names_no_example_twice(key):
 def test_draws_differ_over_rounds_clients_and_steps_and_repeat_from_the_same_key():
     run = prepared()
     draw = lambda round_index, client: draw_local_batches(  # noqa: E731
-        keys(run).secret, round_index, client, run.data, jnp.float32(0.5), 3, 20
+        keys(run).secret, round_index, client, run.data, jnp.uint32(2**31), 3, 20
     )
     first = draw(0, 0)
     again = draw(0, 0)

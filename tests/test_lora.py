@@ -9,8 +9,10 @@ from flax import nnx
 
 from ffalora_jax import registry, rng
 from ffalora_jax.errors import InputError
-from ffalora_jax.lora import init_factors, inject, lora_layers, parse_blocks
+from ffalora_jax.layers import run_blocks
+from ffalora_jax.lora import init_factors, inject, lora_layers
 from ffalora_jax.lora_init import LoraInit
+from ffalora_jax.targets import parse_blocks
 
 INPUTS = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
 
@@ -75,7 +77,7 @@ def test_scaling_is_alpha_over_rank_and_merged_weights_give_the_same_model(rank,
     merged = Mine()
     model = injected(rank=rank, lora_alpha=lora_alpha)
     adapters = factors(model)
-    assert model.scaling == lora_alpha / rank
+    assert {found.scaling for found in model.adapted.values()} == {lora_alpha / rank}
     for index, block in enumerate(merged.blocks):
         for name in ("query", "value"):
             leaves, kernel = adapters[f"blocks.{index}.{name}"], getattr(block, name).kernel
@@ -104,7 +106,14 @@ def test_a_trained_head_replaces_the_head():
         (r".*query", "0-1", ["blocks.0.query", "blocks.1.query"]),
         (r".*value", "0,2", ["blocks.0.value", "blocks.2.value"]),
         (r"first", "all", ["first"]),
+        ("query", "all", ["blocks.0.query", "blocks.1.query", "blocks.2.query"]),  # last names
+        (
+            "query, 0.value",
+            "all",
+            ["blocks.0.query", "blocks.0.value", "blocks.1.query", "blocks.2.query"],
+        ),
         (r"fir", "all", None),  # a match in full, or none
+        (r"fir.*|x", "all", ["first"]),
         (r"first", "0", None),  # in no block
         (r".*", "2", ["blocks.2.query", "blocks.2.value"]),
         (r"first|head", "all", ["first"]),  # the trained head gets no detour
@@ -176,17 +185,19 @@ def test_a_depends_on_the_public_seed_only():
         assert not np.isclose(one[layer]["lora_a"], other[layer]["lora_a"]).any()
 
 
-def test_b_is_drawn_as_the_mirror_image_of_a(key):
+def test_b_is_drawn_as_the_mirror_image_of_a_from_a_key_of_its_own(key):
     class Flipped(nnx.Module):
         def __init__(self, inputs, outputs):
             self.only = nnx.Linear(inputs, outputs, rngs=nnx.Rngs(0))
 
-    wide, tall = (inject(Flipped(*sizes), "only", 2, 4, head=None) for sizes in ((6, 9), (9, 6)))
+    wide, square = (inject(Flipped(*sizes), "only", 2, 4, head=None) for sizes in ((6, 9), (9, 9)))
     for draw in (registry.lookup("inits", name)() for name in registry.available("inits")):
         b = init_factors(wide, draw, key, "lora_b")["only"]["lora_b"]
-        a = init_factors(tall, draw, key, "lora_a")["only"]["lora_a"]
         assert b.shape == (2, 9)
-        np.testing.assert_array_equal(b, a.T)
+        expected = draw(rng.stream(key, rng.Purpose.LORA_INIT_B, 0), 9, 2)
+        np.testing.assert_array_equal(b, expected.T)
+        a = init_factors(square, draw, key, "lora_a")["only"]["lora_a"]
+        assert not np.isclose(b, a.T).any(), "a method that draws both needs two draws"
 
 
 @pytest.mark.statistical
@@ -244,6 +255,104 @@ class Normalised(nnx.Module):
 def test_what_cannot_be_used_is_refused_by_name(settings, message):
     with pytest.raises(InputError, match=message):
         injected(**settings)
+
+
+def test_a_layer_used_in_two_places_is_refused():
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.first = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+            self.second = self.first
+            self.head = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+    with pytest.raises(InputError, match=r"several places \(first, second\)"):
+        inject(Tied(), "first", 2, 4)
+    assert inject(Tied(), "head", 2, 4, head=None).shapes.keys() == {"head"}
+
+
+def test_patterns_give_layers_other_ranks_and_alphas_and_rslora_other_scalings():
+    model = injected(
+        targets="query,value",
+        exclude="2.value",
+        rank_pattern={"value": 3.0},
+        alpha_pattern={r".*0\.query": 12.0},
+        use_rslora=True,
+    )
+    found = {name: (one.rank, one.scaling) for name, one in model.adapted.items()}
+    usual = (2, 6 / 2**0.5)
+    assert found == {
+        "blocks.0.query": (2, 12 / 2**0.5),
+        "blocks.0.value": (3, 6 / 3**0.5),
+        "blocks.1.query": usual,
+        "blocks.1.value": (3, 6 / 3**0.5),
+        "blocks.2.query": usual,
+    }
+    assert model.shapes["blocks.0.value"] == {"lora_a": (12, 3), "lora_b": (3, 8)}
+    adapters = factors(model)
+    assert {n: leaves["lora_a"].shape[1] for n, leaves in adapters.items() if n in found} == {
+        name: rank for name, (rank, _) in found.items()
+    }
+    with pytest.raises(InputError, match="rank_pattern names 'key'"):
+        injected(rank_pattern={"key": 3.0})
+
+
+def test_names_of_other_libraries_match_where_a_family_gives_them():
+    names = ((r"blocks\.(\d+)\.query", r"encoder.layer.\1.attention.self.query"),)
+    model = injected(targets="self.query", other_names=names)
+    assert sorted(model.adapted) == ["blocks.0.query", "blocks.1.query", "blocks.2.query"]
+
+
+@pytest.mark.statistical
+def test_dropout_leaves_out_its_share_and_keeps_the_mean(key):
+    model = injected(targets="first", head=None, dropout=0.25)
+    adapters = factors(model)
+    base = injected(targets="first", head=None).apply(model.backbone, adapters, INPUTS)
+    np.testing.assert_array_equal(model.apply(model.backbone, adapters, INPUTS), base)
+    keys = [rng.leaf(key, index) for index in range(2)]
+    one, other = (model.apply_training(model.backbone, adapters, k, INPUTS) for k in keys)
+    assert np.abs(one - base).max() > 1e-3
+    assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_array_equal(
+        one, model.apply_training(model.backbone, adapters, keys[0], INPUTS)
+    )
+
+
+class Layered(nnx.Module):
+    """Blocks of one shape, run as the package's models run theirs."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List([Block(6, rngs) for _ in range(3)])
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+        self.remat = False
+
+    def __call__(self, x):
+        return self.head(run_blocks(self.layers, x, remat=self.remat))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("remat", [False, True])
+def test_stacked_and_recomputed_layers_give_the_same_numbers(remat, dropout, key):
+    plain, changed = Layered(), Layered()
+    changed.remat = remat
+    one = injected(plain, dropout=dropout)
+    other = injected(changed, dropout=dropout, scan_layers=True)
+    adapters = factors(one)
+
+    def loss(model):
+        def of(adapters):
+            logits = model.apply_training(model.backbone, adapters, key, INPUTS)
+            return jnp.sum(logits**2)
+
+        return jax.value_and_grad(of)(adapters)
+
+    assert one.shapes == other.shapes
+    assert other.backbone["layers"]["block"]["query"]["base"]["kernel"].shape == (3, 6, 10)
+    for a, b in zip(jax.tree.leaves(loss(one)), jax.tree.leaves(loss(other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="same adapters in every block"):
+        injected(Layered(), layers="0-1", scan_layers=True)
+    with pytest.raises(InputError, match="list of blocks called 'layers'"):
+        injected(scan_layers=True)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_noise_keeps_float32_and_the_tree(key):
 
 def test_an_empty_draw_still_adds_noise():
     run = prepared()
-    never = run.numbers._replace(probability=jnp.zeros(4))
+    never = run.numbers._replace(threshold=jnp.zeros(4, jnp.uint32))
     state, infos = run_rounds(run._replace(numbers=never), 1)
     assert np.asarray(infos[0].facts.clip.num_real).sum() == 0
     moved = jax.tree.map(jnp.subtract, state.adapters, run.state.adapters)

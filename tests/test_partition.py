@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from ffalora_jax.config import PARTITIONS, PartitionConfig
+from ffalora_jax.config_data import PARTITIONS, PartitionConfig
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.partition import assign, class_table, split

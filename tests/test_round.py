@@ -258,11 +258,12 @@ def test_a_broken_example_neither_spreads_nor_stops_the_round():
     row = drawn_rows(run, 0, 0)[0][0]
     inputs = {**run.data.inputs, "scale": jnp.ones(run.data.labels.shape).at[row].set(jnp.nan)}
 
-    def apply(backbone, adapters, scale, **inputs):
-        return run.model.apply(backbone, adapters, **inputs) * scale
+    def apply_training(backbone, adapters, key, scale, **inputs):
+        return run.model.apply_training(backbone, adapters, key, **inputs) * scale
 
     broken = run._replace(
-        data=run.data._replace(inputs=inputs), model=run.model._replace(apply=apply)
+        data=run.data._replace(inputs=inputs),
+        model=run.model._replace(apply_training=apply_training),
     )
     state, info = jax.jit(broken.round_step())(
         keys(run), run.state, run.frozen, broken.data, run.numbers

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ffalora_jax.errors import InputError
-from ffalora_jax.text import hash_tokenizer, load_tokenizer
+from ffalora_jax.text import block_widths, hash_tokenizer, load_tokenizer
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] the film was fine ##r not bad at all".split()
 TEXTS = ["The film was FINE!", "bad", "not bad at all, not at all bad"]
@@ -124,3 +124,8 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"Cannot read .*tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_widths_end_with_the_full_one_and_are_public():
+    assert block_widths(48) == (24, 32, 48)
+    assert block_widths(24) == (24,)

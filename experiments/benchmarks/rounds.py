@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 import ffalora_jax as ffa
 from ffalora_jax import rng
-from ffalora_jax.clipping import Blocks, block_widths
+from ffalora_jax.clipping import Blocks
 from ffalora_jax.prepare import prepare
 from ffalora_jax.round import Keys
+from ffalora_jax.text import block_widths
 
 REPEATS = 3
 

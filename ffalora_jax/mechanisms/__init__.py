@@ -59,10 +59,6 @@ class Mechanism(NamedTuple):
     """(key, summed gradients, noise multiplier) -> gradient that may be used and kept."""
     clip_norm: float
     """L2 bound of one example's gradient; infinity switches clipping off."""
-    private_update: Callable = lambda key, update: update
-    """What leaves a client; identity where the steps are private already."""
-    private_total: Callable = lambda key, total: total
-    """What the server keeps; identity where the uploads are private already."""
     statement: str = ""
     """In words: what is protected, against whom."""
     trust_model: str = ""

@@ -18,18 +18,17 @@ class Method(NamedTuple):
 
     drawn: tuple[str, ...]
     """Factors drawn at random from the public seed at the start; the others start at zero."""
-    phases: tuple[frozenset[str], ...]
-    """Sets of LoRA leaves that are trained; one compile each."""
-    phase_of: Callable[[int], int] = lambda round_index: 0
-    """Round -> phase, on the host."""
+    trained: frozenset[str]
+    """LoRA leaves that are trained, in every round."""
     personal: frozenset[str] = frozenset()
     """Trained LoRA leaves that stay at their client."""
     upload: Callable[[Adapters, Adapters], Adapters] = lambda start, end: end
     """(server's leaves at the start of the round, the client's at the end) -> what it sends."""
-    read: Callable[[Adapters, Adapters, Adapters, Array | None], Adapters] = (
+    read: Callable[[Adapters, Adapters, Adapters, Array], Adapters] = (
         lambda state, mean, uploads, weights: mean
     )
-    """(server's leaves, mean upload, stacked uploads, weights) -> the server's next leaves."""
+    """(server's leaves, mean upload, stacked uploads, weights) -> the server's next leaves. An empty slot of
+    the cohort has weight 0 and holds the server's own leaves."""
     exact: bool = False
     """Whether the average of the factors is the average of the products."""
     shares_nothing: bool = False
@@ -38,11 +37,6 @@ class Method(NamedTuple):
     """Baseline: all data in one place, as a single client."""
     sentence: str = ""
     """One line for lists and reports."""
-
-    @property
-    def trained(self) -> frozenset[str]:
-        """All LoRA leaves trained in any phase."""
-        return frozenset().union(*self.phases)
 
     @property
     def is_baseline(self) -> bool:

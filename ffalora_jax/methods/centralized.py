@@ -11,7 +11,7 @@ def build() -> Method:
     """A random and frozen, B trained on the pooled data."""
     return Method(
         drawn=("lora_a",),
-        phases=(frozenset({"lora_b"}),),
+        trained=frozenset({"lora_b"}),
         exact=True,
         pooled=True,
         sentence="baseline: all data in one place (the ceiling; breaks the sites' promise)",

@@ -11,6 +11,6 @@ def build() -> Method:
     """A from the initialiser, B from zero, both trained and sent."""
     return Method(
         drawn=("lora_a",),
-        phases=(frozenset({"lora_a", "lora_b"}),),
+        trained=frozenset({"lora_a", "lora_b"}),
         sentence="A and B trained and averaged apart (plain LoRA with FedAvg)",
     )

@@ -12,7 +12,7 @@ def build() -> Method:
     """A random and frozen, B from zero, B sent."""
     return Method(
         drawn=("lora_a",),
-        phases=(frozenset({"lora_b"}),),
+        trained=frozenset({"lora_b"}),
         exact=True,
         sentence="A random and frozen, B trained and averaged: half the traffic, exact average",
     )

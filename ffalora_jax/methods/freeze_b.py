@@ -11,7 +11,7 @@ def build() -> Method:
     """B random and frozen, A from zero, A sent."""
     return Method(
         drawn=("lora_b",),
-        phases=(frozenset({"lora_a"}),),
+        trained=frozenset({"lora_a"}),
         exact=True,
         sentence="B random and frozen, A trained and averaged (control)",
     )

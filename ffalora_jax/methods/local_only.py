@@ -7,7 +7,7 @@ def build() -> Method:
     """A random and frozen, B (and a trained head) personal."""
     return Method(
         drawn=("lora_a",),
-        phases=(frozenset({"lora_b"}),),
+        trained=frozenset({"lora_b"}),
         personal=frozenset({"lora_b"}),
         exact=True,
         shares_nothing=True,

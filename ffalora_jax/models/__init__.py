@@ -4,7 +4,9 @@ A *family* (``bert.py``) says how to build the NNX module from a Hugging Face ``
 names in its weight files map to the module's. A *preset* (``minilm.py``, ``tiny.py``) names a family and
 either where the weights come from or the sizes of a random model. The module must
 
-* take ``(input_ids, attention_mask)``, each ``(..., token)``, and return logits ``(..., num_classes)``;
+* take ``(input_ids, attention_mask)``, each ``(..., token)``, or ``images (..., height, width, 3)``, and
+  return logits ``(..., num_classes)``; a causal language model returns ``(..., token, vocabulary)``;
+* keep its blocks in ``layers`` and apply them by ``layers.run_blocks(self.layers, ..., remat=self.remat)``;
 * end in a dense layer called ``head``;
 * mix nothing between examples (no batch norm): per-example clipping depends on it.
 """
@@ -49,8 +51,16 @@ class Model(NamedTuple):
     rules: tuple[WeightRule, ...] = ()
     architectures: tuple[str, ...] = ()
     """Values of ``architectures`` in config.json that this family reads."""
-    targets: str = r".*(query|value)"
-    """Layers that get adapters unless the user says otherwise."""
+    classifier: str = ""
+    """The one among them that brings a head for classification."""
+    new_parts: tuple[str, ...] = ("head",)
+    """Top-level parts drawn from the public seed where a checkpoint lacks them."""
+    reads: str = "text"
+    """``text``, ``images`` or ``instructions``: the kind of data set it is trained on."""
+    placements: dict[str, str] = {"qv": "query,value", "qkvo": "query,key,value,output"}  # noqa: RUF012
+    """The paper's two placements of adapters, as layer names."""
+    hf_names: tuple[tuple[str, str], ...] = ()
+    """(pattern of our layer paths, name of the module in transformers): for PEFT's files."""
     source: Source | None = None
     config: dict[str, Any] | None = None
     """Sizes of a preset with random weights from the public seed."""
@@ -59,3 +69,17 @@ class Model(NamedTuple):
 def transpose(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """PyTorch keeps a dense layer as (out, in); here it is (in, out)."""
     return array.T
+
+
+def dense_rules(name: str, path: str, bias: bool = True) -> tuple[WeightRule, ...]:
+    """Returns the rules of a dense layer."""
+    kernel = WeightRule(name + r"\.weight", path + ".kernel", transpose)
+    return (kernel, WeightRule(name + r"\.bias", path + ".bias")) if bias else (kernel,)
+
+
+def norm_rules(name: str, path: str) -> tuple[WeightRule, ...]:
+    """Returns the rules of a layer norm, older spelling included."""
+    return (
+        WeightRule(name + r"\.(?:weight|gamma)", path + ".scale"),
+        WeightRule(name + r"\.(?:bias|beta)", path + ".bias"),
+    )

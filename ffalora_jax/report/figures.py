@@ -127,11 +127,10 @@ def _bytes(axes: Axes, run: Run) -> None:
 
 def _norms(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    axes.plot(
-        rounds, [line["update_norm"] for line in run.metrics], color=_color(0), label="mean update"
-    )
+    moved = [_drawn(line["update_norm"]) for line in run.metrics]
+    axes.plot(rounds, moved, color=_color(0), label="mean update")
     mean = [
-        np.mean([line["client_update_norms"][k] for k in line["participants"]] or [0])
+        np.mean([_drawn(line["client_update_norms"][k]) for k in line["participants"]] or [0])
         for line in run.metrics
     ]
     axes.plot(rounds, mean, color=_color(1), linestyle="--", label="one site's update, on average")
@@ -142,7 +141,7 @@ def _norms(axes: Axes, run: Run) -> None:
 
 def _clipped(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    axes.plot(rounds, [line["clipped_share"] for line in run.metrics], color=_color(0))
+    axes.plot(rounds, [_drawn(line["clipped_share"]) for line in run.metrics], color=_color(0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("share of examples clipped")
@@ -189,6 +188,11 @@ def _drawing(draw: Callable[[Axes], None]) -> str:
     return re.sub(r'<svg ([^>]*?)height="[^"]*" ', r"<svg \1", text).replace(
         'width="', 'data-width="', 1
     )
+
+
+def _drawn(value: float | None) -> float:
+    """A gap where a figure was not finite."""
+    return float("nan") if value is None else value
 
 
 def _evaluated(run: Run, field: str) -> tuple[list[int], list]:

@@ -117,34 +117,72 @@ def sites(run: Run) -> list[Site]:
 
 def answer(run: Run) -> str:
     """The whole result in one sentence."""
-    facts = row(run)
-    count = len(run.privacy["clients"])
-    who = (
-        "One place that holds all the data"
-        if run.experiment.method.name == "centralized"
-        else (
-            f"{_count_word(count)} sites that keep their texts to themselves"
-            if count > 1
-            else "One site"
-        )
-    )
+    facts, who, things = row(run), _who(run), _things(run)
     if facts.accuracy is None:
         return f"{who} trained for {facts.rounds} rounds; the run has not reached its final evaluation."
-    gained = (
-        f"{who} trained one model that classifies {percent(facts.accuracy)} of unseen texts correctly, "
-        f"where always naming each site's commonest class gives {percent(facts.majority)}"
-    )
+    if run.metrics[-1].get("test_loss", 0.0) is None:
+        return (
+            f"{who} trained for {facts.rounds} rounds, and the run diverged: the model's outputs are no "
+            "longer finite numbers. Lower optimizer.learning_rate."
+        )
+    gained = f"{who} trained {_what(run)} that {_success(run, facts, things)}"
     traffic = f"{size(facts.bytes_per_client)} sent and received per site"
     if facts.epsilon is None or facts.delta is None:
         return f"{gained}; nothing is protected by noise, and it cost {traffic}."
     return (
-        f"{gained}; every single training text is protected with epsilon {facts.epsilon:.2f} "
+        f"{gained}; every single training {things[:-1]} is protected with epsilon {facts.epsilon:.2f} "
         f"(delta {small(facts.delta)}), and it cost {traffic}."
     )
 
 
+def _who(run: Run) -> str:
+    count = len(run.privacy["clients"])
+    if run.experiment.method.name == "centralized":
+        return "One place that holds all the data"
+    if count == 1:
+        return "One site"
+    return f"{_count_word(count)} sites that keep their {_things(run)} to themselves"
+
+
+def _what(run: Run) -> str:
+    return "a model each" if run.experiment.method.name == "local_only" else "one model"
+
+
+def _things(run: Run) -> str:
+    kind = run.folder.read_json("environment.json")["data_kind"]
+    return {"text": "texts", "images": "images", "instructions": "examples"}[kind]
+
+
+def _success(run: Run, facts: Row, things: str) -> str:
+    if facts.majority is not None:
+        return (
+            f"classifies {percent(facts.accuracy)} of unseen {things} correctly, where always naming each "
+            f"site's commonest class gives {percent(facts.majority)}"
+        )
+    found = (run.metrics[-1].get("test_metrics") or {}).get("exact_match")
+    exact = "" if found is None else f" and answers {percent(found)} of unseen questions correctly"
+    return f"predicts {percent(facts.accuracy)} of the tokens of unseen responses{exact}"
+
+
+def comparable(runs: Sequence[Run]) -> bool:
+    """Whether the runs differ in method and privacy alone: same data, seed, and steps."""
+
+    def facts(run: Run) -> tuple:
+        settings = run.experiment
+        source = run.folder.read_json("environment.json")["data_source"]
+        steps = (len(run.metrics), settings.local_steps, settings.batch_size)
+        return source, settings.data, settings.partition, settings.model, settings.seed, steps
+
+    return all(facts(run) == facts(runs[0]) for run in runs)
+
+
 def comparison(runs: Sequence[Run]) -> str:
     """What the compared runs teach, as far as the figures say it."""
+    if not comparable(runs):
+        return (
+            "These runs differ in their data, model, seed or number of steps: read each for itself, not "
+            "against the others."
+        )
     rows = {(run.experiment.method.name, run.epsilon is not None): row(run) for run in runs}
     said = []
     private, open_ = rows.get(("ffa_lora", True)), rows.get(("ffa_lora", False))
@@ -156,12 +194,20 @@ def comparison(runs: Sequence[Run]) -> str:
         gain = 100 * (private.accuracy - plain.accuracy)
         word = "more" if gain >= 0 else "less"
         share = private.bytes_total / plain.bytes_total if plain.bytes_total else 1.0
+        under = (
+            "Under the same privacy" if _same_privacy(private, plain) else "Under another privacy"
+        )
         said.append(
-            f"Under the same privacy FFA-LoRA sends {share:.0%} of what plain LoRA sends and reaches "
-            f"{abs(gain):.1f} points {word}."
+            f"{under} FFA-LoRA sends {share:.0%} of what plain LoRA sends and reaches {abs(gain):.1f} "
+            f"points {word}."
         )
     said.append("These are single runs of one seed: differences of a few points may be chance.")
     return " ".join(said)
+
+
+def _same_privacy(one: Row, other: Row) -> bool:
+    epsilons = one.epsilon or 0.0, other.epsilon or 0.0
+    return one.delta == other.delta and math.isclose(*epsilons, rel_tol=0.02)
 
 
 def _count_word(count: int) -> str:

@@ -91,7 +91,7 @@ def from_outside() -> Method:
     """A method that lives in no shelf."""
     return Method(
         drawn=("lora_a",),
-        phases=(frozenset({"lora_b"}),),
+        trained=frozenset({"lora_b"}),
         read=lambda state, mean, uploads, weights: jax.tree.map(
             lambda a, b: a + 0.5 * (b - a), state, mean
         ),

@@ -1,0 +1,157 @@
+"""Settings of the training: model, method, optimiser, privacy. See ``config``."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from typing_extensions import Doc
+
+from ffalora_jax.errors import InputError, between, one_of, positive
+
+HEADS = ("frozen", "trained", "personal")
+DTYPES = ("float32", "bfloat16")
+ACCOUNTANTS = ("pld", "rdp")
+DEFAULT_EPSILON = 6.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which backbone, and its head."""
+
+    name: Annotated[
+        str, Doc("a name from `ffalora list models`, a directory, or a hub name like org/model")
+    ] = "minilm"
+    max_tokens: Annotated[int, Doc("longer texts are cut, in tokens")] = 48
+    max_new_tokens: Annotated[
+        int, Doc("instructions: most tokens generated for an answer, in evaluation and predict")
+    ] = 128
+    head: Annotated[
+        str, Doc("frozen (random, from the seed), trained (sent and averaged) or personal (stays)")
+    ] = "trained"
+    dtype: Annotated[
+        str, Doc("type of the backbone's weights: float32, or bfloat16 (half the memory)")
+    ] = "float32"
+    remat: Annotated[
+        bool, Doc("compute activations again in the backward pass: less memory, a third more time")
+    ] = False
+    scan_layers: Annotated[
+        bool, Doc("stack the blocks and scan over them: compiles faster, whatever the depth")
+    ] = False
+
+    def __post_init__(self):
+        one_of(HEADS, **{"model.head": self.head})
+        one_of(DTYPES, **{"model.dtype": self.dtype})
+        positive(**{"model.max_new_tokens": self.max_new_tokens})
+        between(4, 1_000_000, **{"model.max_tokens": self.max_tokens})
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How LoRA is federated."""
+
+    name: Annotated[str, Doc("a name from `ffalora list methods`, or module:function")] = "ffa_lora"
+    rank: Annotated[int, Doc("rank r of A (in, r) and B (r, out)")] = 8
+    lora_alpha: Annotated[float, Doc("scaling = lora_alpha / rank")] = 8.0
+    init: Annotated[str, Doc("initialiser of A, from `ffalora list inits`")] = "kaiming"
+    use_rslora: Annotated[bool, Doc("scaling = lora_alpha / sqrt(rank) instead")] = False
+    targets: Annotated[
+        str,
+        Doc(
+            "layers that get adapters: qv or qkvo (the paper's placements), layer names like "
+            "query,value (a layer's last names), or a regular expression over whole paths"
+        ),
+    ] = "qv"
+    exclude: Annotated[str, Doc("layers that get none all the same, written like targets")] = ""
+    layers: Annotated[str, Doc("blocks that get adapters: all, or e.g. 4-5 or 0,2,4")] = "all"
+    rank_pattern: Annotated[
+        dict[str, float], Doc("other ranks by layer name or regular expression, e.g. value = 4")
+    ] = field(default_factory=dict)
+    alpha_pattern: Annotated[
+        dict[str, float], Doc("other lora_alphas by layer name or regular expression")
+    ] = field(default_factory=dict)
+    dropout: Annotated[
+        float, Doc("share of a layer's inputs that the adapter does not see in a training step")
+    ] = 0.0
+
+    def __post_init__(self):
+        positive(**{"method.rank": self.rank, "method.lora_alpha": self.lora_alpha})
+        positive(**{f"method.rank_pattern.{key}": v for key, v in self.rank_pattern.items()})
+        positive(**{f"method.alpha_pattern.{key}": v for key, v in self.alpha_pattern.items()})
+        between(0, 1, **{"method.dropout": self.dropout})
+        for key, rank in self.rank_pattern.items():
+            if rank != int(rank):
+                raise InputError(
+                    f"Expected a whole number for method.rank_pattern.{key}, got {rank}."
+                )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The clients' optimiser; its state starts anew each round."""
+
+    name: Annotated[str, Doc("any optax optimiser by name: sgd, adam, adamw, ...")] = "sgd"
+    learning_rate: Annotated[float, Doc("step size, constant")] = 0.5
+    options: Annotated[
+        dict[str, float], Doc("further arguments of the optimiser, e.g. momentum = 0.9")
+    ] = field(default_factory=dict)
+
+    def __post_init__(self):
+        positive(**{"optimizer.learning_rate": self.learning_rate})
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """What is protected, and how strongly."""
+
+    mechanism: Annotated[str, Doc("dp_sgd, or none (from `ffalora list mechanisms`)")] = "dp_sgd"
+    epsilon: Annotated[
+        float | None,
+        Doc(
+            "budget per client over the whole run; without noise_multiplier it sets the noise "
+            "(unset, both: 6)"
+        ),
+    ] = None
+    noise_multiplier: Annotated[
+        float | None, Doc("noise stddev on the summed gradients, in units of clip_norm")
+    ] = None
+    delta: Annotated[float, Doc("probability with which the guarantee may fail, per client")] = 1e-5
+    clip_norm: Annotated[float, Doc("L2 bound of one example's gradient, over all leaves")] = 1.0
+    accountant: Annotated[
+        str, Doc("pld; rdp does not know capped draws, only `privacy` has it")
+    ] = "pld"
+    capacity: Annotated[
+        int | None, Doc("most examples a draw may hold; unset: batch_size + 6 sqrt(batch_size)")
+    ] = None
+
+    def __post_init__(self):
+        positive(
+            **{
+                "privacy.epsilon": self.epsilon,
+                "privacy.noise_multiplier": self.noise_multiplier,
+                "privacy.delta": self.delta,
+                "privacy.clip_norm": self.clip_norm,
+                "privacy.capacity": self.capacity,
+            }
+        )
+        one_of(ACCOUNTANTS, **{"privacy.accountant": self.accountant})
+        if self.accountant != "pld":
+            raise InputError(
+                "Expected privacy.accountant = 'pld' for a run: rdp cannot account for a capped "
+                "Poisson draw. For comparison use `ffalora privacy --accountant rdp`."
+            )
+        if self.delta >= 0.1:
+            raise InputError(
+                f"Expected privacy.delta < 0.1, got {self.delta}: use well below 1 / examples, "
+                "for instance 1e-5."
+            )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether anything is promised at all."""
+        return self.mechanism != "none"
+
+    @property
+    def budget(self) -> float | None:
+        """Epsilon that may be spent: as given; 6 if neither it nor the noise is; None for noise alone."""
+        if self.epsilon is None and self.noise_multiplier is None:
+            return DEFAULT_EPSILON
+        return self.epsilon

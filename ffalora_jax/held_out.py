@@ -1,0 +1,64 @@
+"""What a run scores on held-out data: the validation part in between, the test part once at the end.
+
+None of it is private: held-out examples are outside the mechanism.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ffalora_jax import rng
+from ffalora_jax.evaluate import Predict, Scores, evaluate, majority_accuracy
+from ffalora_jax.prepare import Prepared
+from ffalora_jax.round import RoundState
+
+
+def validation(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
+    """Scores at most ``max_validation`` examples of each client's validation part."""
+    most = run.experiment.max_validation
+    parts = [
+        _subset(rows, most, run.experiment.seed, k) for k, rows in enumerate(run.owners.validation)
+    ]
+    scores = _scores(run, predict, state, parts)
+    if scores is None:
+        return {}
+    return {
+        "accuracy": scores.accuracy,
+        "accuracy_per_client": list(scores.per_client),
+        "validation_loss": scores.loss,
+    }
+
+
+def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
+    """Scores the whole test part, once, beside the commonest class and the task's own figures."""
+    labels, owners = run.dataset.labels, run.owners
+    scores = _scores(run, predict, state, owners.test)
+    if scores is None:
+        return {"test_accuracy": None, "majority_accuracy": None, "test_accuracy_per_client": None}
+    majority = (
+        majority_accuracy(labels, owners.train, owners.test) if run.task.has_classes else None
+    )
+    return {
+        "test_accuracy": scores.accuracy,
+        "majority_accuracy": majority,
+        "test_accuracy_per_client": dict(zip(owners.names, scores.per_client, strict=True)),
+        "test_loss": scores.loss,
+        "test_metrics": scores.metrics,
+    }
+
+
+def _scores(
+    run: Prepared, predict: Predict, state: RoundState, parts: Sequence[np.ndarray]
+) -> Scores | None:
+    data = run.dataset
+    return evaluate(
+        predict, run.task, run.frozen, state, run.encoded, data.labels, parts, data.metric
+    )
+
+
+def _subset(rows: np.ndarray, most: int, seed: int, client: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    draw = rng.numpy_rng(seed, rng.Purpose.VALIDATION, client)
+    return np.sort(draw.choice(rows, most, replace=False))
