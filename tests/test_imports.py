@@ -12,6 +12,7 @@ PACKAGE = Path(ffalora_jax.__file__).parent
 ROOMS = (
     "_version",
     "errors",
+    "answers",
     "cache",
     "config",
     "experiment_file",
@@ -21,6 +22,7 @@ ROOMS = (
     "fetch",
     "data",
     "text",
+    "images",
     "partition",
     "cohort",
     "layers",
@@ -50,6 +52,7 @@ ROOMS = (
     "console",
     "flags",
     "cli_privacy",
+    "prepare_data",
     "cli",
 )
 SHELVES = {"data", "models", "lora_init", "mechanisms", "methods"}
