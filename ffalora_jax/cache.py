@@ -21,12 +21,14 @@ def folder(*parts: str) -> Path:
 def shared_folder(*parts: str) -> Path | None:
     """Returns a folder of files that are shared beside a checkout, never inside it, or None.
 
-    ``FFALORA_SHARED`` names the place; else it is ``../shared``, seen from the current folder or the checkout.
+    ``FFALORA_SHARED`` names the place; else it is ``../shared``, seen from where one is or from the checkout.
     """
     given = os.environ.get("FFALORA_SHARED")
     beside = [Path("..", "shared"), Path(__file__).resolve().parents[2] / "shared"]
     places = [Path(given)] if given else beside
-    return next((place.joinpath(*parts) for place in places if place.joinpath(*parts).is_dir()), None)
+    return next(
+        (place.joinpath(*parts) for place in places if place.joinpath(*parts).is_dir()), None
+    )
 
 
 def read_json(kind: str, name: str) -> Any | None:

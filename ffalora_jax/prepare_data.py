@@ -1,9 +1,10 @@
 """The command ``ffalora prepare``: files one has -> a TFDS folder, without TensorFlow and without a network.
 
-What comes out is read by plain ``tfds.data_source`` too. It is written beside its place and moved there whole,
-so a folder that is there is complete; it remembers the hashes of the files that it was made of.
+What comes out is read by plain ``tfds.data_source`` too. It is written beside its place and moved there
+whole, so a folder that is there is complete; it remembers the hashes of the files that it was made of.
 """
 
+import importlib
 import json
 import os
 import tempfile
@@ -11,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ffalora_jax import fetch
+from ffalora_jax import fetch, glue_files
 from ffalora_jax.cli_privacy import parser_of
-from ffalora_jax.data import _glue_files, _tfds, glue
+from ffalora_jax.data import _tfds, glue
 from ffalora_jax.errors import InputError, nearest
 
 MADE_FROM = "prepared_from.json"
@@ -78,14 +79,14 @@ def prepare(name: str, source: str | Path, to: str | Path | None = None) -> Prep
             "be read as they are: csv, jsonl, parquet, images, instructions."
         )
     folder, task = glue.folder(name), glue.task_of(name)
-    files = _glue_files.find(Path(source), task)
+    files = glue_files.find(Path(source), task)
     made_from = {
         part: {"file": file.name, "sha256": fetch.sha256(file)} for part, file in files.items()
     }
     where = _tfds.data_dir(None if to is None else str(to))
     if (where / folder.name / folder.version).exists():
         return _there(where, folder, made_from)
-    found = {part: _glue_files.read(file, task) for part, file in files.items()}
+    found = {part: glue_files.read(file, task) for part, file in files.items()}
     place = _write_whole(
         where, folder, task, {part: one.rows for part, one in found.items()}, made_from
     )
@@ -138,9 +139,7 @@ def _write_whole(
     return place
 
 
-def _write(
-    new: Path, folder: _tfds.Folder, task: str, parts: Mapping[str, Sequence[dict]]
-) -> None:
+def _write(new: Path, folder: _tfds.Folder, task: str, parts: Mapping[str, Sequence[dict]]) -> None:
     """Writes records, one file a part, in the order given, and TFDS's description of them."""
     import numpy as np
     import tensorflow_datasets as tfds
@@ -171,7 +170,7 @@ def _write_part(
     from tensorflow_datasets.core import naming
 
     try:
-        from array_record.python import array_record_module
+        record_files: Any = importlib.import_module("array_record.python.array_record_module")
     except ImportError:
         raise InputError(
             "Writing TFDS folders needs the package array_record, which exists for Linux only: read the "
@@ -179,10 +178,9 @@ def _write_part(
         ) from None
 
     name = folder.name.partition("/")[0]
-    template = naming.ShardedFileTemplate(
-        dataset_name=name, split=part, filetype_suffix="array_record", data_dir=new
-    )
-    writer = array_record_module.ArrayRecordWriter(
+    sharded: Any = naming.ShardedFileTemplate
+    template = sharded(dataset_name=name, split=part, filetype_suffix="array_record", data_dir=new)
+    writer = record_files.ArrayRecordWriter(
         str(new / f"{name}-{part}.array_record-00000-of-00001"), "group_size:1"
     )
     size = 0

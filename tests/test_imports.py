@@ -52,6 +52,7 @@ ROOMS = (
     "console",
     "flags",
     "cli_privacy",
+    "glue_files",
     "prepare_data",
     "cli",
 )

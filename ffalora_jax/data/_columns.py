@@ -123,7 +123,9 @@ def images(column: Any, name: str, source: str) -> list[tuple[str, Callable[[], 
                     f"({source}): a path, bytes of a file, a NumPy array (height, width[, 3]) or a "
                     "Pillow image."
                 )
-    return [(_name(column, row), functools.partial(_load, column, row)) for row in range(len(column))]
+    return [
+        (_name(column, row), functools.partial(_load, column, row)) for row in range(len(column))
+    ]
 
 
 def _is_image(value: Any) -> bool:

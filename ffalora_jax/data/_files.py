@@ -1,4 +1,4 @@
-"""What the members on files share: finding files, reading rows, one client a file where nothing else says so."""
+"""What the members on files share: finding files, reading rows; one client a file unless a column says it."""
 
 import gzip
 import json

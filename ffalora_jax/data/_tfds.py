@@ -166,7 +166,7 @@ def _builder(place: Path, folder: Folder, wanted: list[str], client: str | None)
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(place)
+        builder: Any = tfds.builder_from_directory(place)
         features, form = builder.info.features, builder.info.file_format.value
     except Exception as error:  # whatever TFDS makes of a damaged description
         raise InputError(f"Cannot read {place} ({_line(error)}). {again(place)}") from None
@@ -219,7 +219,8 @@ def _examples(source: Any) -> Iterator[Mapping]:
 def _parser() -> Callable[[bytes], Mapping]:
     from tensorflow_datasets.proto import tf_example_pb2
 
-    return lambda record: tf_example_pb2.Example.FromString(record).features.feature
+    messages: Any = tf_example_pb2
+    return lambda record: messages.Example.FromString(record).features.feature
 
 
 def _owner(value: Any, feature: Any) -> str:

@@ -1,4 +1,4 @@
-"""AG News (Zhang, Zhao, LeCun 2015, arXiv:1509.01626): 127,600 news items in four classes, from a TFDS folder.
+"""AG News (Zhang, Zhao, LeCun 2015, arXiv:1509.01626): 127,600 items in four classes, from a TFDS folder.
 
 The text is the title and then the description, as in the paper.
 """

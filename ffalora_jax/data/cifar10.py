@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): 60,000 colour images of 32 x 32 pixels in ten classes, from a TFDS folder."""
+"""CIFAR-10 (Krizhevsky 2009): 60,000 images of 32 x 32 pixels in ten classes, from a TFDS folder."""
 
 from ffalora_jax.config import DataConfig
 from ffalora_jax.data import Dataset, _tfds

@@ -1,4 +1,4 @@
-"""Food-101 (Bossard, Guillaumin, Van Gool, ECCV 2014): 101,000 photographs of 101 dishes, from a TFDS folder."""
+"""Food-101 (Bossard et al., ECCV 2014): 101,000 photographs of 101 dishes, from a TFDS folder."""
 
 from ffalora_jax.config import DataConfig
 from ffalora_jax.data import Dataset, _tfds

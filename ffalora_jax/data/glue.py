@@ -34,11 +34,15 @@ TASKS = {
         "f1",
         "MRPC, Dolan & Brockett 2005",
     ),
-    "qnli": Task(("question", "sentence"), _ENTAILS, "accuracy", "QNLI, after Rajpurkar et al. 2016"),
+    "qnli": Task(
+        ("question", "sentence"), _ENTAILS, "accuracy", "QNLI, after Rajpurkar et al. 2016"
+    ),
     "qqp": Task(
         ("question1", "question2"), ("not_duplicate", "duplicate"), "f1", "QQP, Iyer et al. 2017"
     ),
-    "rte": Task(("sentence1", "sentence2"), _ENTAILS, "accuracy", "RTE, Dagan et al. 2006 and later"),
+    "rte": Task(
+        ("sentence1", "sentence2"), _ENTAILS, "accuracy", "RTE, Dagan et al. 2006 and later"
+    ),
     "sst2": Task(("sentence",), ("negative", "positive"), "accuracy", "SST-2, Socher et al. 2013"),
 }
 VARIANTS = tuple(sorted([*TASKS, "mnli_mismatched"]))

@@ -52,7 +52,9 @@ def find(folder: Path, task: str) -> dict[str, Path]:
         InputError: no such folder, a part without a file, or with several.
     """
     if not folder.is_dir():
-        raise InputError(f"No folder {str(folder)!r}: expected --from to name one with GLUE's files.")
+        raise InputError(
+            f"No folder {str(folder)!r}: expected --from to name one with GLUE's files."
+        )
     if (folder / FOLDERS[task]).is_dir():
         folder = folder / FOLDERS[task]
     found = {}
@@ -144,6 +146,8 @@ def _label(value: Any, class_names: tuple[str, ...], where: str) -> int:
         return class_names.index(word)
     if word.isascii() and word.isdigit() and int(word) < len(class_names):
         return int(word)
-    hint = " (-1 marks rows without a label, as GLUE's test files have them)" if word == "-1" else ""
+    hint = (
+        " (-1 marks rows without a label, as GLUE's test files have them)" if word == "-1" else ""
+    )
     numbered = ", ".join(f"{number} {name}" for number, name in enumerate(class_names))
     raise InputError(f"{where} has label {value!r:.80}{hint}, expected one of {numbered}.")
