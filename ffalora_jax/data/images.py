@@ -126,8 +126,9 @@ def _below_one_root(tree: Tree) -> Tree:
 def _parts(tree: Tree, path: Path) -> tuple[str, ...]:
     """Returns the parts, train first; one of no name where the classes lie at the top."""
     top = {place[0] for place in tree.folders}
-    holds_images = any(place[0] == TRAIN and len(place) == 2 for place in tree.images)
-    if holds_images or not top & {TRAIN, *HELD_OUT}:  # a class may be called train
+    within = {place[:2] for place in tree.folders if place[0] == TRAIN and len(place) > 1}
+    is_class = not within and any(place[0] == TRAIN for place in tree.images)
+    if is_class or not top & {TRAIN, *HELD_OUT}:  # a class may be called train
         return ("",)
     held_out = sorted(top & set(HELD_OUT))
     if TRAIN not in top:
