@@ -123,9 +123,8 @@ def test_a_line_that_cannot_be_used_is_refused_with_its_place(row, words, tmp_pa
 
 
 def test_files_that_cannot_be_used_are_refused(tmp_path):
-    assert "--data.path" in str(
-        pytest.raises(InputError, instructions.build, DataConfig(), 0).value
-    )
+    with pytest.raises(InputError, match=r"--data\.path"):
+        instructions.build(DataConfig(name="instructions"), 0)
     assert "No file or folder" in refused(tmp_path / "a.jsonl")
     assert ".parquet file in folder" in refused(tmp_path)
     path = tmp_path / "a.jsonl"
@@ -156,7 +155,7 @@ def test_instructions_given_in_python_are_the_same(tmp_path):
     chats = {"messages": [row["messages"] for row in CHATS]}
     for given in (chats, datasets.Dataset.from_dict(chats)):
         assert as_dataset(given).inputs["response"] == ["Hello.", "4", "d"]
-    with pytest.raises(InputError, match="Row 1.*'robot'"):
+    with pytest.raises(InputError, match=r"Row 1.*'robot'"):
         as_dataset({"messages": [chat(("robot", "a"), ("assistant", "b"))]})
 
 

@@ -223,7 +223,7 @@ def test_names_that_cannot_be_prepared_are_refused_with_those_that_can(source, t
 
 def test_a_place_that_cannot_be_written_is_said(source, tmp_path):
     (tmp_path / "to").write_text("a file")
-    with pytest.raises(InputError, match="Cannot write.*--to"):
+    with pytest.raises(InputError, match=r"Cannot write.*--to"):
         prepare("glue/sst2", source, tmp_path / "to")
 
 
