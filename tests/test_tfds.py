@@ -247,6 +247,18 @@ def test_images_stay_encoded_until_asked_for_and_belong_to_their_labels(tmp_path
     assert backwards.held_out.tolist() == [True] + [False] * 10
 
 
+def test_images_are_the_same_in_whatever_order_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(_tfds, "IMAGES_AT_ONCE", 3)
+    parts = {"train": [(n % 10, pixels_of(n)) for n in range(20)], "test": [(9, pixels_of(20))]}
+    names = [f"class {label}" for label in range(10)]
+    tfds_files.image_folder(tmp_path, "cifar10", "3.0.2", names, parts)
+    sources = read("cifar10", tmp_path).inputs["image"]
+    order = np.random.default_rng(0).permutation(21)
+    shuffled = {row: sources[row].load() for row in order}
+    assert [shuffled[row] for row in range(21)] == [source.load() for source in sources]
+    assert len(set(shuffled.values())) == 21
+
+
 def test_cifar100_may_belong_to_its_coarse_classes_and_food101_has_sizes_of_its_own(tmp_path):
     names, coarse = [f"fine {label}" for label in range(100)], ["animals", "things"]
     parts = {"train": [(n, pixels_of(n)) for n in (0, 1, 99)], "test": [(2, pixels_of(2))]}

@@ -20,6 +20,8 @@ from ffalora_jax.errors import InputError
 
 AT_ONCE = 4096
 """Records read by one call."""
+IMAGES_AT_ONCE = 64
+"""The same for images, which stay in memory for a while: a call takes a millisecond, however few."""
 
 
 class Folder(NamedTuple):
@@ -62,22 +64,39 @@ def load_images(config: DataConfig, folder: Folder) -> Dataset:
     images: list[ImageSource] = []
 
     def reader(source: Any) -> Callable[[Mapping], None]:
-        start, lock = len(images), threading.Lock()
+        start, encoded = len(images), _Encoded(source)
 
         def take(example: Mapping) -> None:
             row = len(images) - start
             name = f"{folder.name} {source.split} {row}"
-            images.append(ImageSource(name, functools.partial(_encoded_image, source, lock, row)))
+            images.append(ImageSource(name, functools.partial(encoded.read, row)))
 
         return take
 
     return _load(config, folder, ["image"], reader, {"image": images}, "accuracy")
 
 
-def _encoded_image(source: Any, lock: Any, row: int) -> bytes:
-    with lock:  # images are decoded by several threads; the file reader promises nothing to them
-        (record,) = source.__getitems__([row])
-    return _parser()(record)["image"].bytes_list.value[0]
+class _Encoded:
+    """The images of one part, still encoded; those next to the one that was read stay for a while."""
+
+    def __init__(self, source: Any):
+        self.source, self._parse = source, _parser()
+        self._lock = (
+            threading.Lock()
+        )  # several threads decode; the file reader promises them nothing
+        self._kept: dict[int, list[bytes]] = {}
+
+    def read(self, row: int) -> bytes:
+        block, place = divmod(row, IMAGES_AT_ONCE)
+        with self._lock:
+            if block not in self._kept:
+                if len(self._kept) == 2:  # two, since threads are not all in the same one
+                    del self._kept[next(iter(self._kept))]
+                start = block * IMAGES_AT_ONCE
+                rows = list(range(start, min(start + IMAGES_AT_ONCE, len(self.source))))
+                self._kept[block] = self.source.__getitems__(rows)
+            record = self._kept[block][place]
+        return self._parse(record)["image"].bytes_list.value[0]
 
 
 def _load(
