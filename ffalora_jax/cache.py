@@ -1,4 +1,4 @@
-"""Files kept between runs: verified downloads, accountant results, compiled programs."""
+"""Files kept between runs: verified downloads, accountant results, compiled programs; and files of others."""
 
 import contextlib
 import json
@@ -16,6 +16,19 @@ def folder(*parts: str) -> Path:
     path = Path(root, *parts)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def shared_folder(*parts: str) -> Path | None:
+    """Returns a folder of files that are shared beside a checkout, never inside it, or None.
+
+    ``FFALORA_SHARED`` names the place; else it is ``../shared``, seen from where one is or from the checkout.
+    """
+    given = os.environ.get("FFALORA_SHARED")
+    beside = [Path("..", "shared"), Path(__file__).resolve().parents[2] / "shared"]
+    places = [Path(given)] if given else beside
+    return next(
+        (place.joinpath(*parts) for place in places if place.joinpath(*parts).is_dir()), None
+    )
 
 
 def read_json(kind: str, name: str) -> Any | None:

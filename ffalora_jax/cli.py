@@ -33,6 +33,8 @@ usage: ffalora COMMAND ...
                             epsilon from noise, or noise from epsilon; no JAX needed
   list methods|mechanisms|inits|models|datasets
                             the names there are
+  prepare glue/TASK --from DIR [--to DATA_DIR]
+                            GLUE's own files, or JSONL -> a TFDS folder
   init                      print a commented experiment with every setting
 
 `ffalora COMMAND --help` says more. Start: ffalora run --model.name tiny --data.name synthetic
@@ -200,6 +202,12 @@ def _list(arguments: list[str]) -> int:
     return DONE
 
 
+def _prepare(arguments: list[str]) -> int:
+    from ffalora_jax import prepare_data
+
+    return prepare_data.run(arguments)
+
+
 def _init(arguments: list[str]) -> int:
     parser = parser_of(
         "init", "Print a commented experiment with every setting: ffalora init > my.toml"
@@ -231,6 +239,7 @@ COMMANDS = {
     "report": _report,
     "privacy": cli_privacy.run,
     "list": _list,
+    "prepare": _prepare,
     "init": _init,
 }
 

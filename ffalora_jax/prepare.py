@@ -154,6 +154,9 @@ def load_dataset(experiment: Experiment, data: Any = None) -> Dataset:
             label=settings.label,
             text_pair=settings.text_pair,
             client=settings.client,
+            prompt=settings.prompt,
+            response=settings.response,
+            messages=settings.messages,
         )
     if settings.max_examples is not None and len(dataset) > settings.max_examples:
         draw = rng.numpy_rng(experiment.seed, rng.Purpose.SUBSET)

@@ -46,14 +46,22 @@ def _variants(shelf: str, member: str) -> list[str]:
 def lookup(shelf: str, name: str) -> Callable:
     """Returns a member's ``build`` function.
 
+    A member may say in ``REFUSED`` why a variant that one might expect isn't there.
+
     Raises:
         InputError: no such member; lists those there are.
     """
     if ":" in name:
         return _from_path(shelf, name)
-    member = name.partition("/")[0]
-    if member in members(shelf) and name in _variants(shelf, member):
-        return importlib.import_module(f"ffalora_jax.{SHELVES[shelf]}.{member}").build
+    member, _, variant = name.partition("/")
+    if member in members(shelf):
+        module = importlib.import_module(f"ffalora_jax.{SHELVES[shelf]}.{member}")
+        if name in _variants(shelf, member):
+            return module.build
+        reason = getattr(module, "REFUSED", {}).get(variant)
+        if reason is not None:
+            names = ", ".join(_variants(shelf, member))
+            raise InputError(f"Cannot use {name!r}: {reason}. Choose from {names}.")
     outside = _entry_points(shelf)
     if name in outside:
         return outside[name].load()

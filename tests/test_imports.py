@@ -12,6 +12,7 @@ PACKAGE = Path(ffalora_jax.__file__).parent
 ROOMS = (
     "_version",
     "errors",
+    "answers",
     "cache",
     "config_data",
     "config_training",
@@ -59,6 +60,8 @@ ROOMS = (
     "console",
     "flags",
     "cli_privacy",
+    "glue_files",
+    "prepare_data",
     "cli",
 )
 SHELVES = {"data", "models", "lora_init", "mechanisms", "methods"}

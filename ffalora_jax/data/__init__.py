@@ -7,11 +7,12 @@ in Python.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ffalora_jax.data import _columns
 from ffalora_jax.errors import InputError
 
 KINDS = {"text": "text", "image": "images", "prompt": "instructions"}
@@ -24,8 +25,8 @@ class ImageSource(NamedTuple):
 
     name: str
     """For messages: the file's name."""
-    load: Callable[[], "bytes | np.ndarray"]
-    """Returns the encoded file, or pixels (height, width[, 3]) uint8."""
+    load: Callable[[], Any]
+    """Returns the bytes of an encoded file, pixels (height, width[, 3]) uint8, or a Pillow image."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Dataset:
 
     inputs: dict[str, Sequence]
     """One entry an example: ``text`` and perhaps ``text_pair``; or ``image`` (``ImageSource``s); or
-    ``prompt`` and ``response``."""
+    ``prompt`` (a text, or a list of chat messages) and ``response``."""
     labels: np.ndarray
     """(example,) int64 in 0 ... num_classes - 1; zeros where responses are learnt."""
     class_names: tuple[str, ...]
@@ -79,17 +80,28 @@ def as_dataset(
     label: str | None = "label",
     text_pair: str | None = None,
     client: str | None = None,
+    image: str = "image",
+    prompt: str = "prompt",
+    response: str = "response",
+    messages: str = "messages",
     source: str = "given in Python",
 ) -> Dataset:
     """Builds a ``Dataset`` from what one has: a mapping of columns, a pandas frame, a Hugging Face dataset.
+
+    The columns decide what kind it is: texts with labels, else images with labels, else chat messages,
+    else prompts with responses.
 
     Args:
         data: anything with named columns: a dict of lists or NumPy arrays, ``pandas.DataFrame``,
             ``datasets.Dataset``, or a ``Dataset`` (returned as it is).
         text: column with the text.
-        label: column with the class, as number or word; None for texts to be predicted.
+        label: column with the class, as number or word; None for examples to be predicted.
         text_pair: column with a second text, if any.
         client: column that says whose example it is, if any.
+        image: column with images: NumPy arrays, Pillow images, bytes of files, or paths.
+        prompt: column with what the model is given.
+        response: column with what it is to say.
+        messages: column with chats, lists of ``{"role": ..., "content": ...}``, the assistant's last.
         source: a line for the report.
 
     Raises:
@@ -97,78 +109,40 @@ def as_dataset(
     """
     if isinstance(data, Dataset):
         return data
-    columns = _columns(data)
-    wanted = [name for name in (text, text_pair, label, client) if name is not None]
-    for name in wanted:
-        if name not in columns:
-            raise InputError(
-                f"No column {name!r} in the data ({source}): there are {', '.join(map(repr, columns))}. "
-                "Name yours with --data.text, --data.label, --data.text-pair, --data.client."
-            )
-    picked = {name: list(columns[name]) for name in wanted}
-    sizes = {len(column) for column in picked.values()}
-    if sizes == {0}:
-        raise InputError(f"No examples in the data ({source}): expected at least one row.")
-    if len(sizes) != 1:
-        raise InputError(f"Columns of unequal length in the data ({source}): {sorted(sizes)}.")
-    inputs: dict[str, Sequence] = {"text": _texts(picked[text], text, source)}
-    if text_pair is not None:
-        inputs["text_pair"] = _texts(picked[text_pair], text_pair, source)
-    labels, class_names = np.zeros(len(inputs["text"]), np.int64), ()
-    if label is not None:
-        labels, class_names = _codes(picked[label], label, source)
+    columns = _columns.table(data)
+    names = {"text": text, "text_pair": text_pair, "label": label, "image": image}
+    names |= {"prompt": prompt, "response": response, "messages": messages}
+    roles = _columns.roles(columns, names, source)
+    has_classes = label is not None and ("text" in roles or "image" in roles)
+    wanted = [*roles.values(), *([label] if has_classes else []), *([client] if client else [])]
+    picked = _columns.pick(columns, wanted, source, lazy=roles.get("image"))
+    inputs = _inputs(picked, roles, source)
+    size = len(next(iter(inputs.values())))
+    labels, class_names = np.zeros(size, np.int64), ()
+    if label is not None and has_classes:
+        labels, class_names = _columns.codes(picked[label], label, source)
         if len(class_names) == 1:
             raise InputError(
                 f"Only one class, {class_names[0]!r}, in column {label!r} ({source}): expected at least "
                 "two, or there is nothing to learn."
             )
-    owners, names = (None, ()) if client is None else _codes(picked[client], client, source)
-    return Dataset(inputs, labels, class_names, owners, names, source)
+    if "response" in inputs:
+        class_names = _columns.RESPONSE
+    owners, owner_names = (None, ())
+    if client is not None:
+        owners, owner_names = _columns.codes(picked[client], client, source)
+    return Dataset(inputs, labels, class_names, owners, owner_names, source)
 
 
-def _columns(data: Any) -> Mapping[str, Any]:
-    if isinstance(data, Mapping):
-        return data
-    if hasattr(data, "to_pydict"):  # pyarrow tables
-        return data.to_pydict()
-    if hasattr(data, "column_names"):  # Hugging Face datasets
-        return {name: data[name] for name in data.column_names}
-    if hasattr(data, "columns"):  # pandas
-        return {str(name): data[name] for name in data.columns}
-    raise InputError(
-        f"Cannot read a {type(data).__name__} as data: give a dict of columns, a pandas frame or a "
-        "Hugging Face dataset."
-    )
-
-
-def _texts(column: Sequence, name: str, source: str) -> list[str]:
-    for row, value in enumerate(column):
-        if not isinstance(value, str):
-            raise InputError(
-                f"Row {row + 1} of column {name!r} is {value!r}, expected text ({source}): remove the "
-                "row or fill it in."
-            )
-    return column if isinstance(column, list) else list(column)
-
-
-def _codes(column: Sequence, name: str, source: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Numbers the distinct values: whole numbers in their order, words in the alphabet's."""
-    words = [_word(value, row, name, source) for row, value in enumerate(column)]
-    distinct = set(words)
-    try:
-        names = sorted(distinct, key=int)
-    except ValueError:
-        names = sorted(distinct)
-    number = {word: index for index, word in enumerate(names)}
-    return np.array([number[word] for word in words], np.int64), tuple(names)
-
-
-def _word(value: Any, row: int, name: str, source: str) -> str:
-    is_nan = isinstance(value, float | np.floating) and not np.isfinite(value)
-    if value is None or is_nan or (isinstance(value, str) and not value.strip()):
-        raise InputError(
-            f"Row {row + 1} of column {name!r} is empty ({source}): remove the row or fill it in."
-        )
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)
-    return str(value).strip()
+def _inputs(picked: dict[str, Any], roles: dict[str, str], source: str) -> dict[str, Sequence]:
+    if "image" in roles:
+        found = _columns.images(picked[roles["image"]], roles["image"], source)
+        return {"image": [ImageSource(name, load) for name, load in found]}
+    if "text" in roles:
+        return {role: _columns.texts(picked[name], name, source) for role, name in roles.items()}
+    size = len(picked[next(iter(roles.values()))])
+    rows = [{name: picked[name][index] for name in roles.values()} for index in range(size)]
+    pairs = [
+        _columns.turns(row, roles, f"Row {number} ({source})") for number, row in enumerate(rows, 1)
+    ]
+    return {"prompt": [prompt for prompt, _ in pairs], "response": [said for _, said in pairs]}

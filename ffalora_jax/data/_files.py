@@ -1,8 +1,11 @@
-"""What csv, jsonl and parquet share: finding files, and one client a file where nothing else says so."""
+"""What the members on files share: finding files, reading rows; one client a file unless a column says it."""
 
+import gzip
+import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from ffalora_jax.config import DataConfig
 from ffalora_jax.data import Dataset, as_dataset
@@ -11,24 +14,19 @@ from ffalora_jax.errors import InputError
 FILE_COLUMN = "file"
 """Column added to a folder of files: the file's name, which is the client unless a column is named."""
 
+Read = TypeVar("Read")
+
 
 def load(config: DataConfig, suffix: str, read: Callable[[Path], dict[str, list]]) -> Dataset:
     """Reads a file, or all files of a folder, into one data set."""
-    if config.path is None:
-        raise InputError(
-            f"Expected --data.path for data.name {config.name!r}: a {suffix} file or folder."
-        )
-    path = Path(config.path)
-    if not path.exists():
-        raise InputError(f"No file or folder {str(path)!r}: check --data.path.")
-    files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
-    if not files:
-        raise InputError(f"No {suffix} file in folder {str(path)!r}.")
+    files = find(config, suffix)
     columns: dict[str, list] = {}
     for file in files:
-        table = _read(file, read)
-        count = len(next(iter(table.values()), []))
+        table = checked(file, read)
+        if not table or not next(iter(table.values())):
+            raise InputError(f"{file} holds no examples: expected a header and at least one row.")
         if len(files) > 1:
+            count = len(next(iter(table.values())))
             table.setdefault(FILE_COLUMN, [file.stem] * count)
         if columns and set(columns) != set(table):
             odd = sorted(set(columns) ^ set(table))
@@ -41,19 +39,72 @@ def load(config: DataConfig, suffix: str, read: Callable[[Path], dict[str, list]
         label=config.label,
         text_pair=config.text_pair,
         client=config.client or (FILE_COLUMN if len(files) > 1 else None),
-        source=str(path),
+        source=str(config.path),
     )
 
 
-def _read(file: Path, read: Callable[[Path], dict[str, list]]) -> dict[str, list]:
+def find(config: DataConfig, *suffixes: str) -> list[Path]:
+    """Returns the file that ``config.path`` names, or those of its folder with one of the suffixes."""
+    kinds = " or ".join(suffixes)
+    if config.path is None:
+        raise InputError(
+            f"Expected --data.path for data.name {config.name!r}: a {kinds} file or folder."
+        )
+    path = Path(config.path)
+    if not path.exists():
+        raise InputError(f"No file or folder {str(path)!r}: check --data.path.")
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for suffix in suffixes for file in path.glob(f"*{suffix}"))
+    if not files:
+        raise InputError(f"No {kinds} file in folder {str(path)!r}.")
+    return files
+
+
+def checked(file: Path, read: Callable[[Path], Read]) -> Read:
+    """Returns ``read(file)``, whose failures become messages with the file's name."""
     try:
-        table = read(file)
+        return read(file)
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"Cannot read {file}: {getattr(error, 'strerror', None) or error}."
         ) from None
-    if not table or not next(iter(table.values())):
-        raise InputError(f"{file} holds no examples: expected a header and at least one row.")
-    return table
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yields place and object of each line of a JSONL file, plain or ``.gz``; empty lines are no lines."""
+    opened = (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8")
+    )
+    with opened as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"Line {number} of {path}"
+                yield where, _object(line, where)
+
+
+def _object(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({error}).") from None
+    if not isinstance(row, dict):
+        raise InputError(
+            f'{where} is not a JSON object: expected one like {{"text": ..., "label": ...}}.'
+        )
+    return row
+
+
+def parquet(path: Path):
+    """Returns a Parquet file as an Arrow table."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path} is not a Parquet file ({str(error).splitlines()[0]}).") from None
