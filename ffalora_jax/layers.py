@@ -51,9 +51,12 @@ class Lookup(nnx.Module):
         return jnp.take(self.embedding[...], index, axis=0)
 
 
-def linear(inputs: int, outputs: int, *, rngs: nnx.Rngs, stddev: float = 0.02) -> nnx.Linear:
+def linear(
+    inputs: int, outputs: int, *, rngs: nnx.Rngs, stddev: float = 0.02, use_bias: bool = True
+) -> nnx.Linear:
     """A dense layer initialised as transformers are."""
-    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(stddev), rngs=rngs)
+    kernel_init = nnx.initializers.normal(stddev)
+    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, use_bias=use_bias, rngs=rngs)
 
 
 def layer_norm(features: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:

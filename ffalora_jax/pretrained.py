@@ -68,7 +68,8 @@ def load_pretrained(
     """Loads a checkpoint folder (config.json, model.safetensors) into a model that returns logits.
 
     ``model(input_ids, attention_mask) -> (..., num_classes)``. A checkpoint for sequence classification
-    brings its own pooler and head; a bare encoder gets mean pooling and a new head from ``seed``.
+    brings its own pooler and head; a bare encoder gets mean pooling and a new head from ``seed``. A causal
+    language model gives ``(..., token, vocabulary)`` and takes no notice of ``num_classes``.
 
     Raises:
         InputError: missing files, unknown architecture, tensors missing, extra or misshapen.
@@ -76,11 +77,10 @@ def load_pretrained(
     directory = Path(directory)
     config = _read_config(directory)
     family = _family_of(config, directory)
-    brings_head = any(
-        name.endswith("ForSequenceClassification") for name in config["architectures"]
-    )
+    ends = ("ForSequenceClassification", "ForCausalLM")
+    brings_head = any(name.endswith(ends) for name in config["architectures"])
     own_classes = _num_labels(config)
-    classes = num_classes or own_classes
+    classes = own_classes if _is_causal(config) else num_classes or own_classes
     try:
         model = nnx.eval_shape(lambda: family.build(config, classes, nnx.Rngs(0)))
     except KeyError as error:
@@ -192,6 +192,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _num_labels(config: dict[str, Any]) -> int:
     return int(config.get("num_labels") or len(config.get("id2label") or {}) or 2)
+
+
+def _is_causal(config: dict[str, Any]) -> bool:
+    return any(name.endswith("ForCausalLM") for name in config["architectures"])
 
 
 def _family_of(config: dict[str, Any], directory: Path) -> Model:
