@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ffalora_jax import fetch, registry, rng
+from ffalora_jax.codec import load_codec
 from ffalora_jax.errors import InputError
 from ffalora_jax.models import Model, Source
 from ffalora_jax.text import Tokenizer, hash_tokenizer, load_tokenizer
@@ -43,6 +44,8 @@ def load(name: str, num_classes: int, seed: int) -> Loaded:
     Raises:
         InputError: nothing of that name, no source answers, files that do not fit.
     """
+    if own := _from_own_files(name):
+        return own
     if name not in registry.available("models") and (Path(name).is_dir() or "/" in name):
         return _from_directory(_directory_of(name), num_classes, seed, name)
     member: Model = registry.lookup("models", name)()
@@ -68,8 +71,7 @@ def load_pretrained(
     """Loads a checkpoint folder (config.json, model.safetensors) into a model that returns logits.
 
     ``model(input_ids, attention_mask) -> (..., num_classes)``. A checkpoint for sequence classification
-    brings its own pooler and head; a bare encoder gets mean pooling and a new head from ``seed``. A causal
-    language model gives ``(..., token, vocabulary)`` and takes no notice of ``num_classes``.
+    brings its own pooler and head; a bare encoder gets mean pooling and a new head from ``seed``.
 
     Raises:
         InputError: missing files, unknown architecture, tensors missing, extra or misshapen.
@@ -167,8 +169,22 @@ def _from_directory(directory: Path, num_classes: int, seed: int, source: str) -
     config = _read_config(directory)
     family = _family_of(config, directory)
     model = load_pretrained(directory, num_classes, seed)
-    digest = fetch.sha256(directory / WEIGHTS)
-    return Loaded(model, load_tokenizer(directory), family.targets, digest, source)
+    words = load_codec(directory) if _is_causal(config) else load_tokenizer(directory)
+    return Loaded(model, words, family.targets, fetch.sha256(directory / WEIGHTS), source)
+
+
+def _from_own_files(name: str) -> Loaded | None:
+    """Loads a preset that reads a format of its own, asked for by its name or by a folder of its files."""
+    for member in registry.members("models"):
+        preset: Model = registry.lookup("models", member)()
+        is_folder = all((Path(name) / file).is_file() for file in preset.files)
+        if preset.read is not None and (is_folder or name == member):
+            files = preset.read(Path(name) if is_folder else None)
+            family: Model = registry.lookup("models", preset.family)()
+            graph = nnx.graphdef(family.build(files.config, 2, nnx.Rngs(0)))
+            model = nnx.merge(graph, _unflatten(files.tensors))
+            return Loaded(model, files.tokenizer, family.targets, files.sha256, name)
+    return None
 
 
 def _rngs(seed: int, purpose: rng.Purpose) -> nnx.Rngs:

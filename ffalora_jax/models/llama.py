@@ -128,7 +128,7 @@ class Block(nnx.Module):
     ) -> Float[Array, "*batch token feature"]:
         return self.with_memory(x, turn, seen, None)[0]
 
-    def with_memory(self, x: Array, turn: Turn, seen: Array, memory: Memory | None):
+    def with_memory(self, x: Array, turn: Turn, seen: Array, memory: Any) -> tuple[Array, Any]:
         """Returns ``(x, memory)``: the new tokens look at the earlier ones too."""
         mixed, memory = self.attention(self.attention_norm(x), turn, seen, memory)
         x = x + mixed
@@ -172,7 +172,10 @@ class Llama(nnx.Module):
         slots, first = (is_token, 0) if cache is None else (mark(cache, is_token), cache.next_slot)
         _check_length(slots.shape[-1], self.max_positions)
         count = input_ids.shape[-1]
-        turn, seen = turn_of(positions(slots, first, count), self.radians), seen_by(slots, first, count)
+        turn, seen = (
+            turn_of(positions(slots, first, count), self.radians),
+            seen_by(slots, first, count),
+        )
         if cache is None:
             for block in self.layers:
                 x = (jax.checkpoint(block) if self.remat else block)(x, turn, seen)
@@ -183,10 +186,10 @@ class Llama(nnx.Module):
 
     def _with_cache(self, x: Array, turn: Turn, seen: Array, cache: Cache) -> tuple[Array, Cache]:
         keys, values = [], []
-        for block, *old in zip(self.layers, cache.keys, cache.values, strict=True):
-            x, (key, value, _) = block.with_memory(x, turn, seen, (*old, cache.next_slot))
-            keys.append(key)
-            values.append(value)
+        for block, key, value in zip(self.layers, cache.keys, cache.values, strict=True):
+            x, memory = block.with_memory(x, turn, seen, (key, value, cache.next_slot))
+            keys.append(memory[0])
+            values.append(memory[1])
         next_slot = cache.next_slot + seen.shape[-2]
         return x, Cache(tuple(keys), tuple(values), cache.is_token, next_slot)
 
