@@ -6,7 +6,7 @@ tokens that begin and end a text, and which tokens of an example are to be learn
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ class TextCodec(NamedTuple):
 
     encode: Callable[[Sequence[str]], list[list[int]]]
     """Texts -> ids, without the tokens that begin or end a text."""
-    decode: Callable[[Sequence[int]], str]
-    """Ids -> text; special tokens are left out."""
+    decode: Callable[[Iterable[Any]], str]
+    """Ids (a list or an array) -> text; special tokens are left out."""
     start_ids: tuple[int, ...]
     """What a text begins with; often one token, sometimes none."""
     end_id: int

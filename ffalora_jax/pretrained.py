@@ -177,12 +177,12 @@ def _from_own_files(name: str) -> Loaded | None:
     """Loads a preset that reads a format of its own, asked for by its name or by a folder of its files."""
     for member in registry.members("models"):
         preset: Model = registry.lookup("models", member)()
-        is_folder = all((Path(name) / file).is_file() for file in preset.files)
+        is_folder = preset.files and all((Path(name) / file).is_file() for file in preset.files)
         if preset.read is not None and (is_folder or name == member):
             files = preset.read(Path(name) if is_folder else None)
             family: Model = registry.lookup("models", preset.family)()
-            graph = nnx.graphdef(family.build(files.config, 2, nnx.Rngs(0)))
-            model = nnx.merge(graph, _unflatten(files.tensors))
+            shapes = nnx.eval_shape(lambda f=family, c=files.config: f.build(c, 2, nnx.Rngs(0)))
+            model = nnx.merge(nnx.graphdef(shapes), _unflatten(files.tensors))
             return Loaded(model, files.tokenizer, family.targets, files.sha256, name)
     return None
 

@@ -8,7 +8,8 @@ import functools
 import itertools
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ffalora_jax.codec import TextCodec
 from ffalora_jax.errors import InputError
@@ -79,7 +80,7 @@ def score_codec(pieces: Sequence[tuple[bytes, float]]) -> TextCodec:
         parts = re.findall(r" ?[^ ]+| ", marked) if within_words else [marked]
         return [index for part in parts for index in encode_part(part)]
 
-    def decode(row: Sequence[int]) -> str:
+    def decode(row: Iterable[Any]) -> str:
         found = b"".join(_bytes_of(int(index), pieces) for index in row)
         return found.decode("utf-8", errors="replace").removeprefix(" ")
 
