@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ffalora_jax.data import Dataset, as_dataset
     from ffalora_jax.errors import InputError
     from ffalora_jax.experiment_file import load_experiment
+    from ffalora_jax.load import load_dataset
     from ffalora_jax.loaded_run import Run, load_run
-    from ffalora_jax.prepare import load_dataset
     from ffalora_jax.pretrained import load_pretrained
     from ffalora_jax.report import write_report
     from ffalora_jax.simulation import resume, simulate
@@ -41,7 +41,7 @@ _HOMES = {
     "errors": ("InputError",),
     "experiment_file": ("load_experiment",),
     "loaded_run": ("Run", "load_run"),
-    "prepare": ("load_dataset",),
+    "load": ("load_dataset",),
     "pretrained": ("load_pretrained",),
     "report": ("write_report",),
     "simulation": ("resume", "simulate"),

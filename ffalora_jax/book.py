@@ -8,7 +8,8 @@ import numpy as np
 from ffalora_jax.checkpoint import Ledger
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundInfo
-from ffalora_jax.run_folder import RunFolder, communication, message_bytes, privacy
+from ffalora_jax.run_facts import communication, message_bytes, privacy
+from ffalora_jax.run_folder import RunFolder
 
 FINAL_FIELDS = (
     "test_accuracy",

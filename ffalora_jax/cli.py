@@ -92,7 +92,7 @@ def _resume(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     use_jax()
     from ffalora_jax import console, simulation
-    from ffalora_jax.prepare import load_dataset
+    from ffalora_jax.load import load_dataset
     from ffalora_jax.run_folder import RunFolder
 
     data = None

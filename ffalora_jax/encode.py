@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ffalora_jax import cache
+from ffalora_jax import codec as codecs
+from ffalora_jax.codec import TextCodec
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.images import ImageSettings, load_images
@@ -57,6 +59,13 @@ def encode_text(
         if name is not None:
             _keep(name, kept)
     return kept
+
+
+def encode_instructions(dataset: Dataset, codec: TextCodec, max_tokens: int) -> Encoded:
+    """Tokenises prompts with their responses; ``response_mask`` says what is to be learnt."""
+    return codecs.encode_instructions(
+        codec, dataset.inputs["prompt"], dataset.inputs["response"], max_tokens
+    )
 
 
 def encode_images(dataset: Dataset, settings: ImageSettings) -> Encoded:

@@ -143,6 +143,12 @@ class StackedBlocks(nnx.Module):
 
         return jax.lax.scan(one, x, leaves)[0]
 
+    def one_by_one(self) -> list[Any]:
+        """Returns the blocks apart again; inside a compiled function."""
+        graph, leaves = nnx.split(self.block)
+        count = jax.tree.leaves(leaves)[0].shape[0]
+        return [nnx.merge(graph, jax.tree.map(lambda x: x[i], leaves)) for i in range(count)]  # noqa: B023
+
 
 def _stack(*leaves: Any) -> Any:
     """Stacks arrays, or what only has a shape yet."""

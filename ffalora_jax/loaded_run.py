@@ -15,7 +15,7 @@ from ffalora_jax.client import Frozen
 from ffalora_jax.data import as_dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import client_adapters, make_predictor, softmax
-from ffalora_jax.prepare import encode, inject, load_model
+from ffalora_jax.load import encode, inject, load_model
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.round import RoundState
 from ffalora_jax.run_folder import RunFolder

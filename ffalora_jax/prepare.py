@@ -3,9 +3,8 @@
 Stands between the parts and the loop: ``simulate`` runs what is prepared here, ``run_folder`` writes it.
 """
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +13,17 @@ import optax
 from flax import nnx
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import encode as encoding
-from ffalora_jax import lora, partition, pretrained, registry, rng
+from ffalora_jax import lora, partition, registry, rng
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, client_data, threshold
 from ffalora_jax.config import Experiment
-from ffalora_jax.data import Dataset, as_dataset
+from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
+from ffalora_jax.load import encode, inject, load_dataset, load_model
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.methods import Method
-from ffalora_jax.models import Model
 from ffalora_jax.partition import Owners
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
@@ -142,29 +140,6 @@ def prepare(
     )
 
 
-def load_dataset(experiment: Experiment, data: Any = None) -> Dataset:
-    """Returns the experiment's data set, or what was given in its place, cut to ``max_examples``."""
-    settings = experiment.data
-    if data is None:
-        dataset: Dataset = registry.lookup("datasets", settings.name)(settings, experiment.seed)
-    else:
-        dataset = as_dataset(
-            data,
-            text=settings.text,
-            label=settings.label,
-            text_pair=settings.text_pair,
-            client=settings.client,
-            prompt=settings.prompt,
-            response=settings.response,
-            messages=settings.messages,
-        )
-    if settings.max_examples is not None and len(dataset) > settings.max_examples:
-        draw = rng.numpy_rng(experiment.seed, rng.Purpose.SUBSET)
-        rows = draw.choice(len(dataset), settings.max_examples, replace=False)
-        dataset = dataset.take(np.sort(rows))
-    return dataset
-
-
 def initial_state(model: LoraModel, method: Method, draw_factor, experiment, num_clients: int):
     """Returns ``(Frozen, RoundState)`` before the first round, from the public seed.
 
@@ -186,74 +161,6 @@ def initial_state(model: LoraModel, method: Method, draw_factor, experiment, num
         round_index=jnp.int32(0),
     )
     return frozen, state
-
-
-def load_model(experiment: Experiment, model: nnx.Module | None, num_classes: int) -> Loaded:
-    """Returns the experiment's model, or the user's own with a hash of its arrays."""
-    settings = experiment.model
-    if model is None:
-        return pretrained.load(settings.name, num_classes, experiment.seed, settings)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model))):
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-    found = digest.hexdigest()
-    name = f"{type(model).__name__}, given in Python"
-    words = getattr(model, "tokenizer", None)
-    return Loaded(model, words, Model("own", reads=""), found, found, name, own=True)
-
-
-def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:
-    """Returns the examples as arrays that the model takes.
-
-    Raises:
-        InputError: data of a kind that the model does not read, texts without a tokenizer, more tokens than
-            the model has positions, a tokenizer of another checkpoint.
-    """
-    reads, model = loaded.family.reads, cast(Any, loaded.model)
-    if reads and reads != dataset.kind:
-        raise InputError(
-            f"The model reads {reads}, the data set holds {dataset.kind}: choose a model or data of the "
-            "other kind (`ffalora list models`, `ffalora list datasets`)."
-        )
-    if dataset.kind == "images":
-        return encoding.encode_images(dataset, model.image_settings)
-    most = getattr(model, "max_positions", None)
-    if most is not None and max_tokens > most:
-        raise InputError(
-            f"Expected model.max_tokens <= {most}, the model's positions, got {max_tokens}: lower "
-            "--model.max-tokens."
-        )
-    if loaded.tokenizer is None and loaded.own:
-        raise InputError(
-            "A model of your own needs a tokenizer: set model.tokenizer to a function like "
-            "ffalora_jax.text.hash_tokenizer(vocab_size)."
-        )
-    encoded = encoding.encode_text(dataset, loaded.tokenizer, max_tokens, loaded.directory)
-    # A model that looks at padding would let one long example change all others of its block.
-    encoded = encoded._replace(may_be_cut=loaded.family.family in registry.members("models"))
-    encoding.check_vocabulary(encoded, getattr(model, "vocab_size", None))
-    return encoded
-
-
-def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
-    """Puts the experiment's adapters into its model."""
-    settings, family = experiment.method, loaded.family
-    return lora.inject(
-        loaded.model,
-        family.placements.get(settings.targets, settings.targets),
-        settings.rank,
-        settings.lora_alpha,
-        settings.layers,
-        head=None if experiment.model.head == "frozen" else "head",
-        dropout=settings.dropout,
-        scan_layers=experiment.model.scan_layers,
-        exclude=settings.exclude,
-        rank_pattern=settings.rank_pattern,
-        alpha_pattern=settings.alpha_pattern,
-        use_rslora=settings.use_rslora,
-        other_names=family.hf_names,
-    )
 
 
 def _check_sizes(rows: list[np.ndarray], names: Sequence[str], expected: int) -> None:

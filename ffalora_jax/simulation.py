@@ -23,7 +23,8 @@ from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.report import write_report
 from ffalora_jax.round import Keys, RoundState
-from ffalora_jax.run_folder import RunFolder, environment, partition_table
+from ffalora_jax.run_facts import environment, partition_table
+from ffalora_jax.run_folder import RunFolder
 
 CALL_SECONDS = 4.0
 """A call of rounds aims at this length, so that Ctrl-C takes effect within seconds."""

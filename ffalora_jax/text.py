@@ -4,7 +4,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,19 +50,23 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises:
         InputError: the directory has no tokenizer files.
     """
-    directory = Path(directory)
+    return _from_fast(read_tokenizer(Path(directory)))
+
+
+def read_tokenizer(directory: Path) -> Any:
+    """Returns the ``tokenizers.Tokenizer`` of a Hugging Face directory; errors as ``load_tokenizer``."""
     file = directory / "tokenizer.json"
     if file.is_file():
         from tokenizers import Tokenizer as Fast
 
         try:
-            return _from_fast(Fast.from_file(str(file)))
+            return Fast.from_file(str(file))
         except Exception as error:
             raise InputError(f"Cannot read {file} ({error}).") from None
     if any((directory / name).is_file() for name in ("vocab.txt", "vocab.json", "tokenizer.model")):
         from transformers import AutoTokenizer
 
-        return _from_fast(AutoTokenizer.from_pretrained(str(directory)).backend_tokenizer)
+        return AutoTokenizer.from_pretrained(str(directory)).backend_tokenizer
     raise InputError(
         f"No tokenizer.json or vocabulary in {directory}: give a complete checkpoint folder."
     )
@@ -88,7 +92,7 @@ def hash_tokenizer(vocab_size: int) -> Tokenizer:
             tail = [] if pairs is None else [*second, separator]
             rows.append(head + tail)
             types.append([0] * len(head) + [1] * len(tail))
-        return _padded(rows, None if pairs is None else types, max_tokens)
+        return padded(rows, None if pairs is None else types, max_tokens)
 
     return tokenise
 
@@ -100,12 +104,13 @@ def _from_fast(tokenizer) -> Tokenizer:
         batch = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encoded = tokenizer.encode_batch(batch)
         types = None if pairs is None else [one.type_ids for one in encoded]
-        return _padded([one.ids for one in encoded], types, max_tokens)
+        return padded([one.ids for one in encoded], types, max_tokens)
 
     return tokenise
 
 
-def _padded(rows: list[list[int]], types: list[list[int]] | None, max_tokens: int) -> Encoded:
+def padded(rows: list[list[int]], types: list[list[int]] | None, max_tokens: int) -> Encoded:
+    """Returns rows of ids (and token types) as arrays, padded at the right."""
     lengths = np.array([len(row) for row in rows], np.int32)
     mask = np.arange(max_tokens) < lengths[:, None]
 

@@ -20,7 +20,7 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import from_table
 from ffalora_jax.prepare import prepare
-from ffalora_jax.run_folder import message_bytes
+from ffalora_jax.run_facts import message_bytes
 
 TINY = {
     "rounds": 6,

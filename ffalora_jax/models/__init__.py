@@ -2,16 +2,19 @@
 
 A *family* (``bert.py``) says how to build the NNX module from a Hugging Face ``config.json`` and how the
 names in its weight files map to the module's. A *preset* (``minilm.py``, ``tiny.py``) names a family and
-either where the weights come from or the sizes of a random model. The module must
+either where the weights come from or the sizes of a random model, or reads files of its own format
+(``stories260k.py``). The module must
 
 * take ``(input_ids, attention_mask)``, each ``(..., token)``, or ``images (..., height, width, 3)``, and
   return logits ``(..., num_classes)``; a causal language model returns ``(..., token, vocabulary)``;
+* never let what stands in the padding change a real token: draws are cut to narrower widths;
 * keep its blocks in ``layers`` and apply them by ``layers.run_blocks(self.layers, ..., remat=self.remat)``;
-* end in a dense layer called ``head``;
+* end in a dense layer called ``head`` (a causal language model may use its embedding again);
 * mix nothing between examples (no batch norm): per-example clipping depends on it.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -35,6 +38,18 @@ class Source(NamedTuple):
     """``name==version`` on the Python package index: wheels that carry the same files as data."""
     sha256: dict[str, str]
     licence: str
+
+
+class OwnFiles(NamedTuple):
+    """What a preset has read from files in a format of its own."""
+
+    config: dict[str, Any]
+    """As a config.json of its family."""
+    tensors: dict[tuple, Any]
+    """Arrays by path in the family's module: ``("layers", 0, "attention", "q_proj", "kernel")``."""
+    tokenizer: Callable[..., Any]
+    sha256: str
+    """Hash of the weight file."""
 
 
 def _no_module(config: dict[str, Any], num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -64,6 +79,10 @@ class Model(NamedTuple):
     source: Source | None = None
     config: dict[str, Any] | None = None
     """Sizes of a preset with random weights from the public seed."""
+    files: tuple[str, ...] = ()
+    """Names by which a folder of the preset's own format is known."""
+    read: Callable[[Path | None], OwnFiles] | None = None
+    """Reads those files, from a folder or (None) from where they usually are."""
 
 
 def transpose(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
