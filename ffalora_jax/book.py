@@ -9,7 +9,7 @@ from ffalora_jax.checkpoint import Ledger
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundInfo
 from ffalora_jax.run_facts import communication, message_bytes, privacy
-from ffalora_jax.run_folder import RunFolder
+from ffalora_jax.run_folder import RunFolder, metrics_text
 
 FINAL_FIELDS = (
     "test_accuracy",
@@ -28,14 +28,12 @@ class Book:
         self.run, self.folder, self.epsilons = run, folder, epsilons
         self.given_seed = folder.read_json("environment.json")["reproducible"]
         self.planned = ledger.planned_rounds
-        before = folder.metrics()
-        self.kept = [line for line in before if line["round_index"] < ledger.rounds_done]
-        self._stands = (
-            before == self.kept
-        )  # else the file is written anew, with the first new lines
+        self.kept = [x for x in folder.metrics() if x["round_index"] < ledger.rounds_done]
         for line in self.kept:
             for name in FINAL_FIELDS:
-                self._stands &= line.pop(name, None) is None
+                line.pop(name, None)
+        # Else (a torn line, lines of rounds that were not saved) it is written anew, with the first new ones.
+        self._stands = folder.metrics_file.read_text() == metrics_text(self.kept)
         self.participations = np.zeros(len(run.plan.clients), int)
         for line in self.kept:
             self.participations[line["participants"]] += 1

@@ -127,7 +127,9 @@ def _predict(arguments: list[str]) -> int:
     )
     parser.add_argument("run", help="folder of the run")
     parser.add_argument(
-        "--input", required=True, help="CSV with a header, or any other file: a text a line"
+        "--input",
+        required=True,
+        help="CSV with a header, or any other file: a text a line; images: a file or folder",
     )
     parser.add_argument("--text", help="CSV: column with the text (default: the run's)")
     parser.add_argument("--text-pair", help="CSV: column with the second text, for runs on pairs")
@@ -136,23 +138,38 @@ def _predict(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     use_jax()
     from ffalora_jax.loaded_run import load_run
-    from ffalora_jax.predict import read_texts
-    from ffalora_jax.run_folder import plain
+    from ffalora_jax.predict import read_images, read_texts
 
     run = load_run(asked.run)
+    if run.kind == "images":
+        files = read_images(asked.input)
+        _show_predictions(run.predict(files, None, asked.client), asked.json, list(map(str, files)))
+        return DONE
     data = run.experiment.data
-    texts, pairs = read_texts(
-        asked.input, asked.text or data.text, asked.text_pair or data.text_pair
-    )
-    found = run.predict(texts, pairs, asked.client)
-    if asked.json:
-        print(json.dumps(plain({"predictions": [one._asdict() for one in found]})))
+    column = data.prompt if run.kind == "instructions" else data.text
+    texts, pairs = read_texts(asked.input, asked.text or column, asked.text_pair or data.text_pair)
+    if run.kind == "instructions":
+        said = run.generate(texts, asked.client)
+        print(json.dumps({"responses": said}) if asked.json else "\n".join(said))
     else:
-        names = list(found[0].probabilities)
-        print("\t".join(["label", *(f"p({name})" for name in names)]))
-        for one in found:
-            print("\t".join([one.label, *(f"{one.probabilities[name]:.4f}" for name in names)]))
+        _show_predictions(run.predict(texts, pairs, asked.client), asked.json)
     return DONE
+
+
+def _show_predictions(found: list, as_json: bool, files: list[str] | None = None) -> None:
+    """Prints a line an example: its file if it has one, label, probabilities."""
+    from ffalora_jax.run_folder import plain
+
+    named = [{"file": file} for file in files] if files else [{}] * len(found)
+    if as_json:
+        rows = [name | one._asdict() for name, one in zip(named, found, strict=True)]
+        print(json.dumps(plain({"predictions": rows})))
+        return
+    names = list(found[0].probabilities)
+    print("\t".join([*named[0], "label", *(f"p({name})" for name in names)]))
+    for name, one in zip(named, found, strict=True):
+        each = (f"{one.probabilities[n]:.4f}" for n in names)
+        print("\t".join([*name.values(), one.label, *each]))
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -167,8 +184,11 @@ def _evaluate(arguments: list[str]) -> int:
     if asked.json:
         print(json.dumps(found))
     else:
-        print(f"accuracy {found['accuracy']:.4f} on {found['num_examples']} examples")
-        for name, one in found["per_class"].items():
+        count = found.pop("num_examples")
+        classes = found.pop("per_class", {})
+        for name, value in found.items():
+            print(f"{name} {value:.4f} on {count} examples")
+        for name, one in classes.items():
             print(f"  {name}: {one['accuracy']:.4f} of {one['num_examples']}")
     return DONE
 

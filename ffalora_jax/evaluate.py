@@ -73,6 +73,11 @@ def client_adapters(state: RoundState, client: int) -> Adapters:
     return leaves.merge(state.adapters, jax.tree.map(lambda leaf: leaf[client], state.personal))
 
 
+def adapters_of(state: RoundState, client: int) -> Adapters:
+    """Returns ``client_adapters``, where pooled data has one trainer for the parts of all clients."""
+    return client_adapters(state, client if _num_personal(state) > client else 0)
+
+
 def evaluate(
     predict: Predict,
     task: Task,
@@ -92,8 +97,7 @@ def evaluate(
         if len(rows) == 0:
             right.append(np.zeros(0))
             continue
-        index = client if _num_personal(state) > client else 0
-        outcomes = predict(frozen, client_adapters(state, index), encoded, rows)
+        outcomes = predict(frozen, adapters_of(state, client), encoded, rows)
         mine, loss = task.score(outcomes, labels[rows])
         right.append(mine)
         losses.append(loss)

@@ -4,13 +4,14 @@ None of it is private: held-out examples are outside the mechanism.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ffalora_jax import rng
-from ffalora_jax.evaluate import Predict, Scores, evaluate, majority_accuracy
+from ffalora_jax.evaluate import Predict, Scores, adapters_of, evaluate, majority_accuracy
 from ffalora_jax.prepare import Prepared
+from ffalora_jax.respond import exact_match, make_responder
 from ffalora_jax.round import RoundState
 
 
@@ -36,6 +37,9 @@ def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
     scores = _scores(run, predict, state, owners.test)
     if scores is None:
         return {"test_accuracy": None, "majority_accuracy": None, "test_accuracy_per_client": None}
+    figures = scores.metrics
+    if run.dataset.metric == "exact_match":
+        figures = _exact_match(run, state)
     majority = (
         majority_accuracy(labels, owners.train, owners.test) if run.task.has_classes else None
     )
@@ -44,8 +48,21 @@ def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
         "majority_accuracy": majority,
         "test_accuracy_per_client": dict(zip(owners.names, scores.per_client, strict=True)),
         "test_loss": scores.loss,
-        "test_metrics": scores.metrics,
+        "test_metrics": figures,
     }
+
+
+def _exact_match(run: Prepared, state: RoundState) -> dict[str, Any]:
+    """Lets every client's model answer its test questions; the share of right final numbers over all."""
+    respond = make_responder(run.model, cast(Any, run.loaded.tokenizer), run.experiment.model)
+    prompts, truths = (run.dataset.inputs[name] for name in ("prompt", "response"))
+    said, right = [], []
+    for client, rows in enumerate(run.owners.test):
+        if len(rows):
+            asked = [prompts[row] for row in rows]
+            said += respond(run.frozen, adapters_of(state, client), asked)
+            right += [truths[row] for row in rows]
+    return exact_match(said, right)
 
 
 def _scores(

@@ -75,7 +75,13 @@ def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:
             "other kind (`ffalora list models`, `ffalora list datasets`)."
         )
     if dataset.kind == "images":
-        return encoding.encode_images(dataset, model.image_settings)
+        settings = getattr(model, "image_settings", None)
+        if settings is None:
+            raise InputError(
+                "A model of your own that reads images needs to say how: set model.image_settings to a "
+                "ffalora_jax.images.ImageSettings (size, mean, std)."
+            )
+        return encoding.encode_images(dataset, settings)
     most = getattr(model, "max_positions", None)
     if most is not None and max_tokens > most:
         raise InputError(

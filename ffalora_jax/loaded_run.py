@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ffalora_jax import lora
 from ffalora_jax.adapter_file import CONFIG, load_adapter
 from ffalora_jax.client import Frozen
 from ffalora_jax.data import as_dataset
@@ -17,6 +18,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import client_adapters, make_predictor, softmax
 from ffalora_jax.load import encode, inject, load_model
 from ffalora_jax.pretrained import Loaded
+from ffalora_jax.respond import make_responder
 from ffalora_jax.round import RoundState
 from ffalora_jax.run_folder import RunFolder
 from ffalora_jax.tasks import classification
@@ -64,27 +66,36 @@ class Run:
         """The classes, in the order of the logits."""
         return self._model.class_names
 
+    @property
+    def kind(self) -> str:
+        """What the run's model reads: ``text``, ``images`` or ``instructions``."""
+        return self.folder.read_json("environment.json")["data_kind"]
+
     def predict(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, client: str | None = None
+        self, inputs: Sequence, pairs: Sequence[str] | None = None, client: str | None = None
     ) -> list[Prediction]:
-        """Classifies texts with the run's model.
+        """Classifies texts or images with the run's model.
 
         Args:
-            texts: what to classify.
+            inputs: what to classify: texts; or images as arrays, Pillow images, bytes or paths.
             pairs: second texts, if the model was trained on pairs.
             client: whose personal leaves to use, for methods that have them.
 
         Raises:
-            InputError: no text, no adapter yet, other weights than the run's, a missing client.
+            InputError: nothing to classify, no adapter yet, another backbone than the run's, a missing
+                client, a run that answers prompts (``generate``).
         """
-        if isinstance(texts, str) or len(texts) == 0:
-            raise InputError("Expected a list of at least one text.")
+        if isinstance(inputs, str) or len(inputs) == 0:
+            raise InputError(f"Expected a list of at least one of the {self.kind}.")
+        if self.kind == "instructions":
+            raise InputError("This run's model answers prompts: use generate in place of predict.")
         model = self._model
-        columns = {"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})
+        columns: dict[str, Any] = {"image" if self.kind == "images" else "text": list(inputs)}
+        columns |= {} if pairs is None else {"text_pair": list(pairs)}
         examples = as_dataset(columns, label=None, text_pair=None if pairs is None else "text_pair")
         encoded = encode(examples, model.loaded, self.experiment.model.max_tokens)
         adapters = client_adapters(model.state, self._client_index(client))
-        logits = model.predict(model.frozen, adapters, encoded, np.arange(len(texts)))
+        logits = model.predict(model.frozen, adapters, encoded, np.arange(len(inputs)))
         names = model.class_names
         return [
             Prediction(
@@ -92,6 +103,25 @@ class Run:
             )
             for row in softmax(logits.astype(np.float64))
         ]
+
+    def generate(self, prompts: Sequence[Any], client: str | None = None) -> list[str]:
+        """Answers prompts (texts, or lists of chat messages) by greedy decoding.
+
+        Raises:
+            InputError: no prompt, a run that classifies (``predict``), and as ``predict``.
+        """
+        if isinstance(prompts, str) or len(prompts) == 0:
+            raise InputError("Expected a list of at least one prompt.")
+        if self.kind != "instructions":
+            raise InputError(
+                f"This run's model classifies {self.kind}: use predict in place of generate."
+            )
+        model = self._model
+        respond = make_responder(
+            model.lora, cast(Any, model.loaded.tokenizer), self.experiment.model
+        )
+        adapters = client_adapters(model.state, self._client_index(client))
+        return respond(model.frozen, adapters, list(prompts))
 
     def _client_index(self, client: str | None) -> int:
         model = self._model
@@ -121,6 +151,7 @@ class Run:
         model = inject(settings, loaded)
         state = RoundState(shared, personal, jnp.int32(0))
         return _Model(
+            model,
             make_predictor(model, classification()),
             Frozen(model.backbone, {}),
             state,
@@ -131,6 +162,7 @@ class Run:
 
 
 class _Model(NamedTuple):
+    lora: lora.LoraModel
     predict: Any
     frozen: Frozen
     state: RoundState

@@ -12,6 +12,9 @@ from ffalora_jax.data import Dataset
 from ffalora_jax.data.csv import read as read_csv
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
+from ffalora_jax.respond import exact_match
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
 def read_texts(
@@ -45,8 +48,25 @@ def read_texts(
     return texts, pairs
 
 
+def read_images(path: str | Path) -> list[Path]:
+    """Returns the image files of a folder, in order, or the one file that was given.
+
+    Raises:
+        InputError: no such file or folder, no image in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"No file or folder {str(path)!r}: check --input.")
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise InputError(f"No image in {path}: expected files that end in {', '.join(SUFFIXES)}.")
+    return found
+
+
 def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None) -> dict[str, Any]:
-    """Returns a run's accuracy on labelled data, in all and per class.
+    """Returns a run's accuracy on labelled data, in all and per class; for answers, how many are right.
 
     Raises:
         InputError: the data cannot be read, or has classes that the run does not know.
@@ -56,6 +76,10 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
         dataset = registry.lookup("datasets", data.name)(data, run.experiment.seed)
     else:
         dataset = data
+    if dataset.kind != run.kind:
+        raise InputError(f"The run's model reads {run.kind}, the data set holds {dataset.kind}.")
+    if dataset.kind == "instructions":
+        return _answers(run, dataset, client)
     truth = np.array([dataset.class_names[label] for label in dataset.labels])
     known = run.class_names
     strange = sorted(set(truth) - set(known))
@@ -63,7 +87,10 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
         raise InputError(
             f"Classes {', '.join(map(repr, strange))} are not among the run's: {', '.join(map(repr, known))}."
         )
-    found = run.predict(dataset.inputs["text"], dataset.inputs.get("text_pair"), client)
+    if dataset.kind == "images":
+        found = run.predict([source.load() for source in dataset.inputs["image"]], None, client)
+    else:
+        found = run.predict(dataset.inputs["text"], dataset.inputs.get("text_pair"), client)
     right = np.array([one.label for one in found]) == truth
     return {
         "accuracy": float(right.mean()),
@@ -77,3 +104,12 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
             if (truth == name).any()
         },
     }
+
+
+def _answers(run: Run, dataset: Dataset, client: str | None) -> dict[str, Any]:
+    """Final numbers where the data set is judged by them, whole responses otherwise."""
+    said = run.generate(dataset.inputs["prompt"], client)
+    if dataset.metric == "exact_match":
+        return exact_match(said, dataset.inputs["response"]) | {"num_examples": len(said)}
+    same = [a.strip() == b.strip() for a, b in zip(said, dataset.inputs["response"], strict=True)]
+    return {"same_response": float(np.mean(same)), "num_examples": len(said)}

@@ -88,13 +88,12 @@ class RunFolder:
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl."""
-        text = "".join(json.dumps(plain(line)) + "\n" for line in lines)
-        write_atomically(self.metrics_file, text)
+        write_atomically(self.metrics_file, metrics_text(lines))
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to metrics.jsonl."""
         with self.metrics_file.open("a") as file:
-            file.writelines(json.dumps(plain(line)) + "\n" for line in lines)
+            file.write(metrics_text(lines))
             file.flush()
             os.fsync(file.fileno())
 
@@ -105,6 +104,11 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """Reads one JSON file of the run."""
         return json.loads((self.path / name).read_text())
+
+
+def metrics_text(lines: list[dict[str, Any]]) -> str:
+    """Returns the lines of metrics.jsonl."""
+    return "".join(json.dumps(plain(line)) + "\n" for line in lines)
 
 
 def plain(value: Any) -> Any:

@@ -51,6 +51,7 @@ ROOMS = (
     "prepare",
     "metrics",
     "evaluate",
+    "respond",
     "held_out",
     "checkpoint",
     "run_folder",

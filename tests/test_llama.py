@@ -320,7 +320,7 @@ def test_more_tokens_than_positions_are_refused(tmp_path):
 def test_a_directory_is_loaded_with_its_codec_and_goes_from_text_to_text(tmp_path):
     loaded = load(str(write_tokenizer(write_llama(tmp_path))), num_classes=2, seed=0)
     codec, model = loaded.tokenizer, loaded.model
-    assert loaded.targets == r".*(q_proj|v_proj)"
+    assert loaded.family.placements["qv"] == "q_proj,v_proj"
     tokens = encode_prompts(codec, ["what is one", "two"], 8)
     inputs = (tokens.inputs["input_ids"], tokens.inputs["attention_mask"])
     ids, lengths = greedy(model, (), *inputs, 3, (codec.end_id,))

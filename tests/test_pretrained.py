@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ffalora_jax import fetch, lora, pretrained
+from ffalora_jax import fetch, lora
 from ffalora_jax.errors import InputError
+from ffalora_jax.locate import locate
 from ffalora_jax.models import Source
-from ffalora_jax.pretrained import WEIGHTS, load, load_pretrained, locate
+from ffalora_jax.pretrained import load, load_pretrained
+from ffalora_jax.weights import WEIGHTS
 from tests.checkpoint_files import CLASSIFIER, ENCODER, bert_tensors, write_checkpoint
 
 IDS, MASK = jnp.arange(20).reshape(2, 10), jnp.ones((2, 10), bool)
@@ -204,8 +206,8 @@ def sources(monkeypatch, tmp_path):
         return packages[requirement]
 
     monkeypatch.setenv("FFALORA_CACHE", str(tmp_path))
-    monkeypatch.setattr(pretrained.fetch, "from_hub", from_hub)
-    monkeypatch.setattr(pretrained.fetch, "from_package", from_package)
+    monkeypatch.setattr(fetch, "from_hub", from_hub)
+    monkeypatch.setattr(fetch, "from_package", from_package)
     return packages, calls
 
 
@@ -247,7 +249,7 @@ def test_hub_files_are_used_only_with_the_published_weights(sources, monkeypatch
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
     files = {name: folder / name for name in FILES}
-    monkeypatch.setattr(pretrained.fetch, "from_hub", lambda *_: files)
+    monkeypatch.setattr(fetch, "from_hub", lambda *_: files)
     assert locate("some", SOURCE) == folder
     (folder / WEIGHTS).write_bytes(b"changed")
     with pytest.raises(InputError, match="not the published file"):

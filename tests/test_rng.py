@@ -57,8 +57,12 @@ def test_purposes_keep_their_numbers():
         "BACKBONE": 7,
         "COHORT": 8,
         "VALIDATION": 9,
+        "POOLER": 10,
+        "HELD_OUT": 11,
+        "LORA_INIT_B": 12,
         "BATCH": 20,
         "NOISE": 21,
+        "DROPOUT": 22,
     }
 
 

@@ -7,6 +7,7 @@ dim, hidden, layers, heads, kv_heads, vocab (negative: untied head), seq; then f
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,8 @@ def read_header(data: bytes, name: str) -> Header:
 
 
 def _usual_place() -> Path:
-    return shared_folder("data", "stories260k") or Path("..", "shared", "data", "stories260k")
+    place = "data", "stories260k"
+    return shared_folder(*place) or Path(os.environ.get("FFALORA_SHARED", "../shared"), *place)
 
 
 def _bytes_of(file: Path) -> bytes:

@@ -48,7 +48,8 @@ class ViT(nnx.Module):
         _refuse_other_kinds(config)
         features, self.patch = config["hidden_size"], config["patch_size"]
         self.image_size = config["image_size"]
-        self.image_settings = ImageSettings.from_config(config.get("preprocessor", {}))
+        processor = {"size": self.image_size} | config.get("preprocessor", {})
+        self.image_settings = ImageSettings.from_config(processor)
         count = (self.image_size // self.patch) ** 2
         self.patches = linear(self.patch**2 * 3, features, rngs=rngs)
         self.first = nnx.Param(jnp.zeros(features))
