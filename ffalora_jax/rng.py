@@ -62,13 +62,13 @@ def stream(key: jax.Array, purpose: Purpose, *indices) -> jax.Array:
     A purpose always takes the same number of indices, and a key that was drawn from is never folded
     further; then two different places can share a key only by a collision of the generator.
     """
-    for index in (int(purpose), *indices):
-        key = jax.random.fold_in(key, index)
-    return key
+    path = jnp.stack([jnp.asarray(index).astype(jnp.uint32) for index in (int(purpose), *indices)])
+    # A scan in place of a loop: the same keys, and the generator stands once in the program.
+    return jax.lax.scan(lambda inner, index: (jax.random.fold_in(inner, index), None), key, path)[0]
 
 
-def leaf(key: jax.Array, index: int) -> jax.Array:
-    """Returns the key of one leaf's noise: the last index of ``Purpose.NOISE``."""
+def leaf(key: jax.Array, index: int | jax.Array) -> jax.Array:
+    """Returns the key of one leaf's noise or one layer's dropout: the last index of their purposes."""
     return jax.random.fold_in(key, index)
 
 

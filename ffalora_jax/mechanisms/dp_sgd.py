@@ -104,10 +104,14 @@ def add_noise(key: Array, total: Tree, stddev: Float[Array, ""] | float) -> Tree
     floating-point one: right for simulation, not a secure sampler (SECURITY.md).
     """
     leaves, structure = jax.tree.flatten(total)
-    noised = [
-        leaf + stddev * jax.random.normal(rng.leaf(key, index), leaf.shape, jnp.float32)
-        for index, leaf in enumerate(leaves)
-    ]
+    noised = list(leaves)
+    # Leaves of one shape are drawn together: the same numbers, and the program stays small.
+    for shape in dict.fromkeys(leaf.shape for leaf in leaves):
+        places = [index for index, leaf in enumerate(leaves) if leaf.shape == shape]
+        keys = jax.vmap(lambda index: rng.leaf(key, index))(jnp.asarray(places))
+        drawn = jax.vmap(lambda one, shape=shape: jax.random.normal(one, shape, jnp.float32))(keys)
+        for place, sample in zip(places, drawn, strict=True):
+            noised[place] = leaves[place] + stddev * sample
     return jax.tree.unflatten(structure, noised)
 
 
