@@ -68,7 +68,8 @@ def load(name: str, num_classes: int, seed: int, settings: ModelConfig | None = 
         return _from_directory(directory, num_classes, seed, member.source.hub_name, settings)
     if member.config is None:
         raise InputError(
-            f"Model {name!r} is a family: give the directory or hub name of a checkpoint."
+            f"Model {name!r} is a family: give the directory or hub name of a checkpoint (a folder of that "
+            f"very name as ./{name})."
         )
     family: Model = registry.lookup("models", member.family)()
     model: Any = family.build(member.config, num_classes, _rngs(seed, rng.Purpose.BACKBONE))

@@ -1,4 +1,4 @@
-"""Strict settings for every test: no rank promotion, no dtype promotion, warnings are errors."""
+"""Strict settings for every test: no rank promotion, shapes checked at every call, warnings are errors."""
 
 import os
 import tempfile
@@ -20,6 +20,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from ffalora_jax import rng  # noqa: E402
+from tests.refusals import refused  # noqa: E402, F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["FFALORA_CACHE"], "xla"))

@@ -5,14 +5,12 @@ import shlex
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from ffalora_jax import cli, load_pretrained
+from ffalora_jax import cli
 from ffalora_jax.models.minilm import SOURCE
+from tests.refusals import FAST, assert_says
 
-FAST = "--rounds 1 --local-steps 1 --batch-size 8 --privacy.mechanism none"
 TINY = f"run --model.name tiny {FAST}"
 SYNTHETIC = f"{TINY} --data.name synthetic"
 CSV = f"{TINY} --data.name csv --partition.name iid --partition.num-clients 2 --data.path"
@@ -20,7 +18,6 @@ PRIVATE = (
     "run --model.name tiny --data.name synthetic --rounds 1 --local-steps 1 "
     "--privacy.noise-multiplier 2"
 )
-CHECKPOINT = f"run --data.name synthetic --method.rank 2 --model.max-tokens 16 {FAST} --model.name"
 PRICE = "privacy --num-examples 1000 --batch-size 10 --steps 10"
 
 FILES = {
@@ -187,35 +184,6 @@ def finished(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def refused(capsys):
-    """Runs a command that must be refused; returns the one line."""
-
-    def refuse(command):
-        before = snapshot()
-        capsys.readouterr()
-        code = cli.main(shlex.split(command))
-        said = capsys.readouterr()
-        assert code == 2, said.err
-        *stages, line = said.err.splitlines()
-        assert line.startswith("ffalora: "), said.err
-        assert set(stages) <= {"preparing data, model and noise"}, said.err
-        assert said.out == ""
-        assert snapshot() == before, "something was written"
-        return line
-
-    return refuse
-
-
-def snapshot():
-    return {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
-
-
-def assert_says(line, words):
-    missing = [word for word in words if word not in line]
-    assert not missing, f"{missing} not in: {line}"
-
-
 @pytest.mark.parametrize(("command", "words"), CASES.values(), ids=CASES)
 def test_a_mistake_is_one_line_and_nothing_is_written(command, words, refused):
     assert_says(refused(command), words)
@@ -257,129 +225,6 @@ def test_a_changed_file_of_the_default_model_is_refused(refused, monkeypatch, tm
         (folder / name).write_text("changed")
     line = refused(f"run --data.name synthetic {FAST} --model.name minilm")
     assert_says(line, ["sha256", label, "not the published"])
-
-
-SIZES = {
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 32,
-    "vocab_size": 50,
-}
-
-
-def tensors_of_bert():
-    """All tensors of a one-layer BertModel, by their published names."""
-    width, inner = SIZES["hidden_size"], SIZES["intermediate_size"]
-    layer, shapes = "encoder.layer.0.", {}
-    dense = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
-    dense |= {"attention.output.dense": (width, width)}
-    dense |= {"intermediate.dense": (inner, width), "output.dense": (width, inner)}
-    for name, shape in dense.items():
-        shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
-    norms = ["attention.output.LayerNorm", "output.LayerNorm"]
-    for name in ["embeddings.LayerNorm", *(layer + norm for norm in norms)]:
-        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-    for name, rows in {
-        "word": SIZES["vocab_size"],
-        "position": SIZES["max_position_embeddings"],
-        "token_type": 2,
-    }.items():
-        shapes[f"embeddings.{name}_embeddings.weight"] = (rows, width)
-    draw = np.random.default_rng(0)
-    return {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-@pytest.fixture
-def checkpoint(here):
-    """Writes a checkpoint folder; the tensors can be changed before."""
-
-    def write(**tensors):
-        from safetensors.numpy import save_file
-
-        folder = here / "checkpoint"
-        folder.mkdir()
-        config = {"architectures": ["BertModel"], **SIZES}
-        (folder / "config.json").write_text(json.dumps(config))
-        save_file(tensors, folder / "model.safetensors")
-        return folder
-
-    return write
-
-
-def test_the_checkpoint_of_these_tests_is_a_good_one(checkpoint):
-    model = load_pretrained(checkpoint(**tensors_of_bert()), num_classes=3)
-    ids = jnp.ones((2, 5), int)
-    assert model(ids, ids).shape == (2, 3)
-
-
-QUERY = "encoder.layer.0.attention.self.query.weight"
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({QUERY: None}, ["layers.0.attention.query.kernel", "missing"]),
-        ({QUERY: np.zeros((8, 7), np.float32)}, ["query.kernel", "(7, 8)", "(8, 8)"]),
-        ({"encoder.gate.weight": np.zeros(3, np.float32)}, ["encoder.gate.weight"]),
-        ({QUERY.replace("layer.0", "layer.1"): np.zeros((8, 8), np.float32)}, ["layer", "1"]),
-        (
-            {
-                QUERY: None,
-                "embeddings.LayerNorm.bias": np.zeros(9, np.float32),
-                "gate": np.zeros(1),
-            },
-            ["query.kernel", "norm.bias", "(9,)", "gate"],
-        ),
-    ],
-    ids=["missing", "misshapen", "extra", "extra layer", "all at once"],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused_with_every_tensor(
-    changes, words, checkpoint, refused
-):
-    tensors = {name: x for name, x in {**tensors_of_bert(), **changes}.items() if x is not None}
-    checkpoint(**tensors)
-    assert_says(refused(f"{CHECKPOINT} checkpoint"), ["model.safetensors", *words])
-
-
-def test_pickled_weights_are_not_read(checkpoint, refused):
-    folder = checkpoint(**tensors_of_bert())
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert_says(
-        refused(f"{CHECKPOINT} checkpoint"), ["model.safetensors", "pytorch_model.bin", "not read"]
-    )
-
-
-def test_a_broken_weight_file_is_refused(checkpoint, refused):
-    (checkpoint(**tensors_of_bert()) / "model.safetensors").write_bytes(b"not safetensors")
-    assert_says(
-        refused(f"{CHECKPOINT} checkpoint"), ["model.safetensors", "not a safetensors file"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, ["config.json", "Cannot read"]),
-        ("{", ["config.json", "not JSON"]),
-        ("{}", ["config.json", "'architectures'"]),
-        ('{"architectures": ["GPT2LMHeadModel"]}', ["GPT2LMHeadModel", "BertModel"]),
-        ('{"architectures": ["BertModel"]}', ["config.json", "hidden_size"]),
-    ],
-)
-def test_a_config_that_cannot_be_used_is_refused(content, words, checkpoint, refused):
-    file = checkpoint(**tensors_of_bert()) / "config.json"
-    if content is None:
-        file.unlink()
-    else:
-        file.write_text(content)
-    assert_says(refused(f"{CHECKPOINT} checkpoint"), words)
-
-
-def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint, refused):
-    checkpoint(**tensors_of_bert())
-    assert_says(refused(f"{CHECKPOINT} checkpoint"), ["tokenizer.json"])
 
 
 def test_a_run_whose_weights_were_exchanged_is_refused(finished, refused):
