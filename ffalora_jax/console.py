@@ -61,6 +61,8 @@ def show_run(run: Run) -> None:
     if sites:
         each = ", ".join(f"{name} {words.percent(value)}" for name, value in sites.items())
         console.print(f"per site: {each}", highlight=False, markup=False)
+        if judged := words.judged(run, "{}"):
+            console.print(judged, highlight=False)
     for warning in run.privacy["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"report: {run.folder.report}", highlight=False, markup=False, soft_wrap=True)
@@ -83,8 +85,10 @@ def show_comparison(runs: list[Run], console: Console | None = None) -> None:
         )
     console = console or Console()
     console.print(table)
-    guessing = words.percent(rows[0].majority)
-    console.print(f"always naming each site's commonest class: {guessing}", highlight=False)
+    guessing = f"always naming each site's commonest class: {words.percent(rows[0].majority)}"
+    tokens = "accuracy: the share of the responses' tokens predicted, each from all before it"
+    has_classes = rows[0].majority is not None or rows[0].accuracy is None
+    console.print(guessing if has_classes else tokens, highlight=False)
 
 
 def _label(title: str, stage: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 Forward = Callable[..., Float[Array, "..."]]
 """Named inputs of the model -> logits."""
@@ -70,7 +70,7 @@ def task_of(kind: str) -> Task:
 
 
 def _token_facts(
-    forward: Forward, inputs: dict[str, Num[Array, "*batch token"]]
+    forward: Forward, inputs: dict[str, Shaped[Array, "*batch token"]]
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Mean loss and share right over the response's tokens."""
     ids, counts = inputs["input_ids"], inputs["response_mask"].astype(bool)[..., 1:]

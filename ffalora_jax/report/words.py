@@ -156,12 +156,25 @@ def _things(run: Run) -> str:
 def _success(run: Run, facts: Row, things: str) -> str:
     if facts.majority is not None:
         return (
-            f"classifies {percent(facts.accuracy)} of unseen {things} correctly, where always naming each "
-            f"site's commonest class gives {percent(facts.majority)}"
+            f"classifies {percent(facts.accuracy)} of unseen {things} correctly{judged(run, ' ({})')}, where "
+            f"always naming each site's commonest class gives {percent(facts.majority)}"
         )
-    found = (run.metrics[-1].get("test_metrics") or {}).get("exact_match")
-    exact = "" if found is None else f" and answers {percent(found)} of unseen questions correctly"
-    return f"predicts {percent(facts.accuracy)} of the tokens of unseen responses{exact}"
+    return (
+        f"predicts {percent(facts.accuracy)} of the tokens of unseen responses{judged(run, '; {}')}"
+    )
+
+
+def judged(run: Run, form: str) -> str:
+    """Puts the task's own figure into ``form``; empty where accuracy is all there is."""
+    found = run.metrics[-1].get("test_metrics") or {}
+    if "exact_match" in found:
+        low, high = (percent(found[f"exact_match_{end}"]) for end in ("low", "high"))
+        right = percent(found["exact_match"])
+        return form.format(f"exact match of answers {right} (95 % interval {low} to {high})")
+    for name, called in {"f1": "F1", "matthews": "Matthews correlation"}.items():
+        if name in found:
+            return form.format(f"{called} {number(found[name], 3)}")
+    return ""
 
 
 def comparable(runs: Sequence[Run]) -> bool:
