@@ -4,7 +4,7 @@ None of it is private: held-out examples are outside the mechanism.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
 
 def _exact_match(run: Prepared, state: RoundState) -> dict[str, Any]:
     """Lets every client's model answer its test questions; the share of right final numbers over all."""
-    respond = make_responder(run.model, cast(Any, run.loaded.tokenizer), run.experiment.model)
+    respond = make_responder(run.model, run.loaded, run.experiment.model)
     prompts, truths = (run.dataset.inputs[name] for name in ("prompt", "response"))
     said, right = [], []
     for client, rows in enumerate(run.owners.test):

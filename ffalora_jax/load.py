@@ -14,7 +14,7 @@ from flax import nnx
 from ffalora_jax import encode as encoding
 from ffalora_jax import lora, pretrained, registry, rng
 from ffalora_jax.codec import TextCodec
-from ffalora_jax.config import Experiment
+from ffalora_jax.config import Experiment, ModelConfig
 from ffalora_jax.data import Dataset, as_dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
@@ -102,6 +102,24 @@ def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:
     encoded = encoded._replace(may_be_cut=loaded.family.family in registry.members("models"))
     encoding.check_vocabulary(encoded, getattr(model, "vocab_size", None))
     return encoded
+
+
+def prompt_room(loaded: Loaded, settings: ModelConfig) -> int:
+    """Returns how many tokens a prompt may have, so that the answer has its positions after it.
+
+    Raises:
+        InputError: the answers alone take all positions that the model has.
+    """
+    positions = getattr(loaded.model, "max_positions", None)
+    if positions is None:
+        return settings.max_tokens
+    room = positions - settings.max_new_tokens
+    if room < 2:
+        raise InputError(
+            f"Expected model.max_new_tokens <= {positions - 2}, the model's positions less a short prompt, "
+            f"got {settings.max_new_tokens}: lower --model.max-new-tokens."
+        )
+    return min(settings.max_tokens, room)
 
 
 def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,9 +117,7 @@ class Run:
                 f"This run's model classifies {self.kind}: use predict in place of generate."
             )
         model = self._model
-        respond = make_responder(
-            model.lora, cast(Any, model.loaded.tokenizer), self.experiment.model
-        )
+        respond = make_responder(model.lora, model.loaded, self.experiment.model)
         adapters = client_adapters(model.state, self._client_index(client))
         return respond(model.frozen, adapters, list(prompts))
 

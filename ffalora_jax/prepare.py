@@ -20,7 +20,7 @@ from ffalora_jax.cohort import ClientData, client_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
-from ffalora_jax.load import encode, inject, load_dataset, load_model
+from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.methods import Method
@@ -107,6 +107,8 @@ def prepare(
     mechanism = make_mechanism(experiment.replace(batch_size=expected))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     encoded = encode(dataset, loaded, experiment.model.max_tokens)
+    if dataset.kind == "instructions":
+        prompt_room(loaded, experiment.model)  # found missing now, not after the last round
     chunk = _chunk(experiment.client_chunk, cohort_size)
     frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows))
     return Prepared(

@@ -1,6 +1,7 @@
 """A language model's answers to prompts: greedy decoding in length-sorted batches, and how many are right."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -10,8 +11,10 @@ from ffalora_jax.client import Frozen
 from ffalora_jax.codec import Prompt, TextCodec, encode_prompts
 from ffalora_jax.config import ModelConfig
 from ffalora_jax.generate import greedy
+from ffalora_jax.load import prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.metrics import proportion_interval
+from ffalora_jax.pretrained import Loaded
 from ffalora_jax.types import Adapters
 
 BATCH = 32
@@ -20,12 +23,16 @@ Respond = Callable[[Frozen, Adapters, Sequence[Prompt]], list[str]]
 """(frozen, adapters, prompts) -> responses."""
 
 
-def make_responder(model: LoraModel, codec: TextCodec, settings: ModelConfig) -> Respond:
-    """Returns the function that continues prompts by the most probable tokens, until the end token."""
+def make_responder(model: LoraModel, loaded: Loaded, settings: ModelConfig) -> Respond:
+    """Returns the function that continues prompts by the most probable tokens, until the end token.
+
+    A prompt that leaves no room for the answer among the model's positions loses its left.
+    """
+    codec, room = cast(TextCodec, loaded.tokenizer), prompt_room(loaded, settings)
 
     def respond(frozen, adapters, prompts):
         params = frozen.backbone, leaves.merge(frozen.adapters, adapters)
-        encoded = encode_prompts(codec, prompts, settings.max_tokens)
+        encoded = encode_prompts(codec, prompts, room)
         order = np.argsort(encoded.lengths, kind="stable")
         found = [""] * len(prompts)
         for start in range(0, len(order), BATCH):
