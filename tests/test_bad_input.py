@@ -384,7 +384,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint, refused):
 
 def test_a_run_whose_weights_were_exchanged_is_refused(finished, refused):
     shutil.copytree(finished, "run")
-    file = Path("run/adapter/adapter_config.json")
+    file = Path("run/adapter/run.json")
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"backbone": "0" * 64}))
     assert_says(refused("predict run --input good.csv"), ["sha256", "000000000000"])
