@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from ffalora_jax.data import Dataset, as_dataset
     from ffalora_jax.errors import InputError
     from ffalora_jax.experiment_file import load_experiment
+    from ffalora_jax.export import export_run
     from ffalora_jax.load import load_dataset
+    from ffalora_jax.loaded_adapter import LoadedAdapter, load_adapter
     from ffalora_jax.loaded_run import Run, load_run
     from ffalora_jax.pretrained import load_pretrained
     from ffalora_jax.report import write_report
@@ -40,6 +42,8 @@ _HOMES = {
     "data": ("Dataset", "as_dataset"),
     "errors": ("InputError",),
     "experiment_file": ("load_experiment",),
+    "export": ("export_run",),
+    "loaded_adapter": ("LoadedAdapter", "load_adapter"),
     "loaded_run": ("Run", "load_run"),
     "load": ("load_dataset",),
     "pretrained": ("load_pretrained",),

@@ -1,7 +1,12 @@
-"""The trained adapter on disk: safetensors with our leaf names, and a config that says what they are."""
+"""The trained adapter of a run on disk: PEFT's format where there is one, else leaves by our names.
+
+``run.json`` beside it says what the run knows: method, clients, classes, the hash of the backbone, and the
+form the leaves have. It is written last, so where it stands the rest is whole.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,49 +15,109 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ffalora_jax import adapters as leaves
+from ffalora_jax import peft_io
 from ffalora_jax.cache import write_atomically
 from ffalora_jax.errors import InputError
+from ffalora_jax.peft_names import PREFIX, names_of
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundState
 from ffalora_jax.types import Adapters, Tree
 
-ADAPTER = "adapter_model.safetensors"
-PERSONAL = "personal.safetensors"
-CONFIG = "adapter_config.json"
+ADAPTER, LEAVES, PERSONAL = peft_io.WEIGHTS, "leaves.safetensors", "personal.safetensors"
+FACTS = "run.json"
 
 
 def save_adapter(folder: Path, run: Prepared, state: RoundState) -> None:
     """Writes what the server knows (the frozen factor included) and, apart, what stays at each client."""
-    settings = run.experiment.method
-    config = {
+    shared = leaves.merge(run.frozen.adapters, state.adapters)
+    in_peft = not peft_io.why_not(run.loaded, run.model, shared)
+    folder.mkdir(exist_ok=True)
+    if in_peft:
+        write_peft(folder, peft_io.to_peft(run.experiment.method, run.loaded, run.model, shared))
+    else:
+        write_atomically(folder / LEAVES, save(_flat(shared)))
+    if jax.tree.leaves(state.personal):
+        write_atomically(folder / PERSONAL, save(_flat(state.personal)), mode=0o600)
+    facts = _facts(run, "peft" if in_peft else "leaves", "head" in shared)
+    write_atomically(folder / FACTS, json.dumps(facts, indent=2) + "\n")
+
+
+def write_peft(folder: Path, adapter: peft_io.PeftAdapter) -> None:
+    """Writes the files of a PEFT adapter into a folder that exists."""
+    write_atomically(folder / ADAPTER, save(adapter.tensors, metadata={"format": "pt"}))
+    write_head(folder, adapter)
+    write_atomically(folder / peft_io.CONFIG, json.dumps(adapter.config, indent=2) + "\n")
+
+
+def write_head(folder: Path, adapter: peft_io.PeftAdapter) -> None:
+    """Writes ``head.safetensors``, for models that have their head there."""
+    if adapter.head:
+        write_atomically(folder / peft_io.HEAD, save(adapter.head, metadata={"format": "pt"}))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Reads ``run.json``.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return json.loads((folder / FACTS).read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            f"No {FACTS} in {folder}: the run has not come far enough to leave an adapter."
+        ) from None
+
+
+def read_adapter(folder: Path) -> tuple[Adapters, Tree]:
+    """Reads ``(shared, personal)`` leaves.
+
+    Raises:
+        InputError: no adapter there, or a file that is not safetensors.
+    """
+    facts, personal = read_facts(folder), folder / PERSONAL
+    file = folder / (ADAPTER if facts["format"] == "peft" else LEAVES)
+    if not file.is_file():
+        raise InputError(f"No {file.name} in {folder}: copy the run's whole folder.")
+    shared = _from_peft(folder, facts) if facts["format"] == "peft" else _read(file)
+    return shared, _read(personal) if personal.is_file() else {}
+
+
+def _facts(run: Prepared, form: str, has_head: bool) -> dict[str, Any]:
+    settings, names = run.experiment.method, names_of(run.loaded)
+    return {
+        "format": form,
         "method": settings.name,
         "rank": settings.rank,
         "lora_alpha": settings.lora_alpha,
         "adapted": {name: found._asdict() for name, found in run.model.adapted.items()},
+        "names": {name: names.layers.get(name) for name in run.model.adapted},
+        "head": names.head.get("head") if has_head else None,
         "layers": sorted(run.model.shapes),
         "class_names": list(run.dataset.class_names),
         "client_names": list(run.train_names),
         "kind": run.dataset.kind,
         "backbone": run.loaded.fingerprint,
     }
-    folder.mkdir(exist_ok=True)
-    shared = leaves.merge(run.frozen.adapters, state.adapters)
-    write_atomically(folder / ADAPTER, save(_flat(shared)))
-    if jax.tree.leaves(state.personal):
-        write_atomically(folder / PERSONAL, save(_flat(state.personal)), mode=0o600)
-    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def load_adapter(folder: Path) -> tuple[Adapters, Tree]:
-    """Reads ``(shared, personal)`` leaves.
-
-    Raises:
-        InputError: no adapter there, or a file that is not safetensors.
-    """
-    if not (folder / ADAPTER).is_file():
-        raise InputError(f"No {ADAPTER} in {folder}: the run has not come far enough to leave one.")
-    personal = folder / PERSONAL
-    return _read(folder / ADAPTER), _read(personal) if personal.is_file() else {}
+def _from_peft(folder: Path, facts: dict[str, Any]) -> Adapters:
+    found = peft_io.read_peft(folder)
+    shared: Adapters = {
+        ours: {
+            leaf: jnp.asarray(found.tensors[f"{PREFIX}{theirs}.{factor}.weight"].T)
+            for factor, leaf in peft_io.FACTORS.items()
+        }
+        for ours, theirs in facts["names"].items()
+    }
+    if facts["head"]:
+        named = {f"{PREFIX}head.{name}": x for name, x in found.head.items()} | found.tensors
+        at = f"{PREFIX}{facts['head']}"
+        shared["head"] = {
+            "head_kernel": jnp.asarray(named[f"{at}.weight"].T),
+            "head_bias": jnp.asarray(named[f"{at}.bias"]),
+        }
+    return shared
 
 
 def _read(file: Path) -> Adapters:

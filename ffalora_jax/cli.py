@@ -27,6 +27,8 @@ usage: ffalora COMMAND ...
                             label new texts (CSV, or one text a line)
   evaluate RUN [--data.name csv --data.path F ...] [--json]
                             accuracy of a run's model on labelled data
+  export RUN DIR [--merge] [--client NAME]
+                            the adapter for PEFT, or a merged Hugging Face model
   report RUN [RUN ...] [--out FILE.html]
                             one page of tables and curves; several runs are compared
   privacy --num-examples N --batch-size B --steps T (--epsilon E | --noise-multiplier S)
@@ -228,6 +230,13 @@ def _prepare(arguments: list[str]) -> int:
     return prepare_data.run(arguments)
 
 
+def _export(arguments: list[str]) -> int:
+    use_jax()
+    from ffalora_jax import export
+
+    return export.run(arguments)
+
+
 def _init(arguments: list[str]) -> int:
     parser = parser_of(
         "init", "Print a commented experiment with every setting: ffalora init > my.toml"
@@ -256,6 +265,7 @@ COMMANDS = {
     "resume": _resume,
     "predict": _predict,
     "evaluate": _evaluate,
+    "export": _export,
     "report": _report,
     "privacy": cli_privacy.run,
     "list": _list,

@@ -71,6 +71,13 @@ class MethodConfig:
     dropout: Annotated[
         float, Doc("share of a layer's inputs that the adapter does not see in a training step")
     ] = 0.0
+    start: Annotated[
+        str | None,
+        Doc(
+            "folder of a PEFT adapter to start from, in place of a random A and B = 0; it is taken as "
+            "public, and the settings above must be its own"
+        ),
+    ] = None
 
     def __post_init__(self):
         positive(**{"method.rank": self.rank, "method.lora_alpha": self.lora_alpha})

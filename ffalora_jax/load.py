@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ffalora_jax import encode as encoding
-from ffalora_jax import lora, pretrained, registry, rng
+from ffalora_jax import lora, peft_io, pretrained, registry, rng
 from ffalora_jax.codec import TextCodec
 from ffalora_jax.config import Experiment, ModelConfig
 from ffalora_jax.data import Dataset, as_dataset
@@ -47,10 +47,15 @@ def load_dataset(experiment: Experiment, data: Any = None) -> Dataset:
 
 
 def load_model(experiment: Experiment, model: nnx.Module | None, num_classes: int) -> Loaded:
-    """Returns the experiment's model, or the user's own with a hash of its arrays."""
-    settings = experiment.model
+    """Returns the experiment's model, or the user's own with a hash of its arrays; and where it starts."""
+    settings, start = experiment.model, experiment.method.start
     if model is None:
-        return pretrained.load(settings.name, num_classes, experiment.seed, settings)
+        loaded = pretrained.load(settings.name, num_classes, experiment.seed, settings)
+        return loaded if start is None else _started(loaded, start)
+    if start is not None:
+        raise InputError(
+            "method.start is a PEFT adapter: expected a model of Hugging Face's, not your own."
+        )
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model))):
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
@@ -59,6 +64,15 @@ def load_model(experiment: Experiment, model: nnx.Module | None, num_classes: in
     name = f"{type(model).__name__}, given in Python"
     words = getattr(model, "tokenizer", None)
     return Loaded(model, words, Model("own", reads=""), found, found, name, own=True)
+
+
+def _started(loaded: Loaded, folder: str) -> Loaded:
+    """Returns a model with the head of an adapter, and its factors beside; it belongs to both files."""
+    start = peft_io.from_peft(peft_io.read_peft(folder), loaded)
+    peft_io.set_head(loaded, start)
+    both = f"{loaded.fingerprint} {peft_io.fingerprint(folder)}"
+    digest = hashlib.sha256(both.encode()).hexdigest()
+    return loaded._replace(start=start, fingerprint=digest)
 
 
 def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:
@@ -123,9 +137,13 @@ def prompt_room(loaded: Loaded, settings: ModelConfig) -> int:
 
 
 def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
-    """Puts the experiment's adapters into its model."""
+    """Puts the experiment's adapters into its model.
+
+    Raises:
+        InputError: as ``lora.inject``; adapters that are not those of ``method.start``.
+    """
     settings, family = experiment.method, loaded.family
-    return lora.inject(
+    model = lora.inject(
         loaded.model,
         family.placements.get(settings.targets, settings.targets),
         settings.rank,
@@ -140,6 +158,9 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
         use_rslora=settings.use_rslora,
         other_names=family.hf_names,
     )
+    if loaded.start is not None:
+        peft_io.check_same(loaded.start.adapted, model.adapted)
+    return model
 
 
 def _head(experiment: Experiment, loaded: Loaded) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ffalora_jax import lora
-from ffalora_jax.adapter_file import CONFIG, load_adapter
+from ffalora_jax.adapter_file import read_adapter, read_facts
 from ffalora_jax.client import Frozen
 from ffalora_jax.data import as_dataset
 from ffalora_jax.errors import InputError
@@ -64,7 +64,7 @@ class Run:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of the logits."""
-        return self._model.class_names
+        return self.ready.class_names
 
     @property
     def kind(self) -> str:
@@ -89,20 +89,10 @@ class Run:
             raise InputError(f"Expected a list of at least one of the {self.kind}.")
         if self.kind == "instructions":
             raise InputError("This run's model answers prompts: use generate in place of predict.")
-        model = self._model
-        columns: dict[str, Any] = {"image" if self.kind == "images" else "text": list(inputs)}
-        columns |= {} if pairs is None else {"text_pair": list(pairs)}
-        examples = as_dataset(columns, label=None, text_pair=None if pairs is None else "text_pair")
-        encoded = encode(examples, model.loaded, self.experiment.model.max_tokens)
+        model = self.ready
         adapters = client_adapters(model.state, self._client_index(client))
-        logits = model.predict(model.frozen, adapters, encoded, np.arange(len(inputs)))
-        names = model.class_names
-        return [
-            Prediction(
-                names[int(row.argmax())], {n: float(p) for n, p in zip(names, row, strict=True)}
-            )
-            for row in softmax(logits.astype(np.float64))
-        ]
+        most = self.experiment.model.max_tokens
+        return classify(model, adapters, self.kind, inputs, pairs, most)
 
     def generate(self, prompts: Sequence[Any], client: str | None = None) -> list[str]:
         """Answers prompts (texts, or lists of chat messages) by greedy decoding.
@@ -116,13 +106,13 @@ class Run:
             raise InputError(
                 f"This run's model classifies {self.kind}: use predict in place of generate."
             )
-        model = self._model
+        model = self.ready
         respond = make_responder(model.lora, model.loaded, self.experiment.model)
         adapters = client_adapters(model.state, self._client_index(client))
         return respond(model.frozen, adapters, list(prompts))
 
     def _client_index(self, client: str | None) -> int:
-        model = self._model
+        model = self.ready
         if not jax.tree.leaves(model.state.personal):
             return 0
         if client not in model.client_names:
@@ -133,33 +123,35 @@ class Run:
         return model.client_names.index(client)
 
     @cached_property
-    def _model(self) -> "_Model":
-        config = (
-            self.folder.read_json(f"adapter/{CONFIG}") if (self.path / "adapter").is_dir() else {}
-        )
-        shared, personal = load_adapter(self.path / "adapter")
+    def ready(self) -> "Ready":
+        """The model with its leaves, loaded when first used."""
+        facts = read_facts(self.path / "adapter")
+        shared, personal = read_adapter(self.path / "adapter")
         settings = self.experiment
-        class_names = config["class_names"]
+        class_names = facts["class_names"]
         loaded = load_model(settings, self._given, len(class_names))
-        if loaded.fingerprint != config["backbone"]:
+        if loaded.fingerprint != facts["backbone"]:
             raise InputError(
                 f"The backbone (weights and config.json) has sha256 {loaded.fingerprint[:12]}..., the run "
-                f"was made with {config['backbone'][:12]}...: put the same checkpoint there."
+                f"was made with {facts['backbone'][:12]}...: put the same checkpoint there "
+                "(and the same method.start)."
             )
         model = inject(settings, loaded)
         state = RoundState(shared, personal, jnp.int32(0))
-        return _Model(
+        return Ready(
             model,
             make_predictor(model, classification()),
             Frozen(model.backbone, {}),
             state,
             loaded,
             tuple(class_names),
-            tuple(config["client_names"]),
+            tuple(facts["client_names"]),
         )
 
 
-class _Model(NamedTuple):
+class Ready(NamedTuple):
+    """A model that can be asked, with its leaves."""
+
     lora: lora.LoraModel
     predict: Any
     frozen: Frozen
@@ -167,6 +159,27 @@ class _Model(NamedTuple):
     loaded: Loaded
     class_names: tuple[str, ...]
     client_names: tuple[str, ...]
+
+
+def classify(
+    ready: Ready,
+    adapters: Any,
+    kind: str,
+    inputs: Sequence,
+    pairs: Sequence[str] | None,
+    max_tokens: int,
+) -> list[Prediction]:
+    """Returns the class of each text or image, with the probabilities of all classes."""
+    columns: dict[str, Any] = {"image" if kind == "images" else "text": list(inputs)}
+    columns |= {} if pairs is None else {"text_pair": list(pairs)}
+    examples = as_dataset(columns, label=None, text_pair=None if pairs is None else "text_pair")
+    encoded = encode(examples, ready.loaded, max_tokens)
+    logits = ready.predict(ready.frozen, adapters, encoded, np.arange(len(inputs)))
+    names = ready.class_names
+    return [
+        Prediction(names[int(row.argmax())], {n: float(p) for n, p in zip(names, row, strict=True)})
+        for row in softmax(logits.astype(np.float64))
+    ]
 
 
 def load_run(path: str | Path, model: nnx.Module | None = None) -> Run:

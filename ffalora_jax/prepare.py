@@ -29,7 +29,7 @@ from ffalora_jax.pretrained import Loaded
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
-from ffalora_jax.types import HEAD_LEAVES
+from ffalora_jax.types import HEAD_LEAVES, Adapters
 
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
@@ -110,7 +110,8 @@ def prepare(
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
     chunk = _chunk(experiment.client_chunk, cohort_size)
-    frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows))
+    begin = {} if loaded.start is None else loaded.start.adapters
+    frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows), begin)
     return Prepared(
         experiment,
         dataset,
@@ -142,8 +143,15 @@ def prepare(
     )
 
 
-def initial_state(model: LoraModel, method: Method, draw_factor, experiment, num_clients: int):
-    """Returns ``(Frozen, RoundState)`` before the first round, from the public seed.
+def initial_state(
+    model: LoraModel,
+    method: Method,
+    draw_factor,
+    experiment: Experiment,
+    num_clients: int,
+    begin: Adapters | None = None,
+) -> tuple[Frozen, RoundState]:
+    """Returns ``(Frozen, RoundState)`` before the first round, from the public seed or from ``begin``.
 
     Trained leaves are split three ways: sent ones live once, at the server; personal ones once a client;
     the factor that no phase trains is frozen beside the backbone.
@@ -152,7 +160,7 @@ def initial_state(model: LoraModel, method: Method, draw_factor, experiment, num
     everything = jax.tree.map(jnp.zeros, zeros, is_leaf=lambda x: isinstance(x, tuple))
     root = rng.public_root(experiment.seed)
     drawn = [lora.init_factors(model, draw_factor, root, factor) for factor in method.drawn]
-    everything = leaves.merge(everything, *drawn, model.head)
+    everything = leaves.merge(everything, *drawn, model.head, begin or {})
     trained = method.trained | (set(HEAD_LEAVES) if model.head else set())
     stays = experiment.model.head == "personal" or method.shares_nothing
     personal = method.personal | (set(HEAD_LEAVES) if model.head and stays else set())

@@ -49,10 +49,25 @@ class Loaded(NamedTuple):
     """The checkpoint's folder."""
     own: bool = False
     """Whether the user gave the module itself."""
+    start: Any = None
+    """A ``peft_io.Start`` where training starts from an adapter."""
 
 
-def load(name: str, num_classes: int, seed: int, settings: ModelConfig | None = None) -> Loaded:
+def load(
+    name: str,
+    num_classes: int | None,
+    seed: int,
+    settings: ModelConfig | None = None,
+    as_classifier: bool = False,
+) -> Loaded:
     """Loads a model by shelf name, directory or hub name, with a head for ``num_classes``.
+
+    Args:
+        name: where it is.
+        num_classes: classes of the head; None: those of config.json.
+        seed: public seed of what the checkpoint lacks.
+        settings: type of the weights and so on.
+        as_classifier: end as transformers' class for classification, even on a bare encoder.
 
     Raises:
         InputError: nothing of that name, no source answers, files that do not fit.
@@ -61,18 +76,20 @@ def load(name: str, num_classes: int, seed: int, settings: ModelConfig | None = 
     if own := _from_own_files(name, settings):
         return own
     if name not in registry.available("models") and (Path(name).is_dir() or "/" in name):
-        return _from_directory(directory_of(name), num_classes, seed, name, settings)
+        found = directory_of(name)
+        return _from_directory(found, num_classes, seed, name, settings, as_classifier)
     member: Model = registry.lookup("models", name)()
     if member.source is not None:
         directory = locate(name, member.source)
-        return _from_directory(directory, num_classes, seed, member.source.hub_name, settings)
+        source = member.source.hub_name
+        return _from_directory(directory, num_classes, seed, source, settings, as_classifier)
     if member.config is None:
         raise InputError(
             f"Model {name!r} is a family: give the directory or hub name of a checkpoint (a folder of that "
             f"very name as ./{name})."
         )
     family: Model = registry.lookup("models", member.family)()
-    model: Any = family.build(member.config, num_classes, _rngs(seed, rng.Purpose.BACKBONE))
+    model: Any = family.build(member.config, num_classes or 2, _rngs(seed, rng.Purpose.BACKBONE))
     cast(model, settings.dtype)
     model.remat = settings.remat
     made_from = f"random from public seed {seed}"
@@ -87,6 +104,7 @@ def load_pretrained(
     seed: int = 0,
     dtype: str = "float32",
     remat: bool = False,
+    as_classifier: bool = False,
 ) -> nnx.Module:
     """Loads a checkpoint folder (config.json, safetensors) into a model that returns logits.
 
@@ -100,6 +118,8 @@ def load_pretrained(
         seed: public seed of what the checkpoint lacks.
         dtype: float32 or bfloat16, the type of all weights; norms and softmax are computed in float32.
         remat: compute a block's activations again in the backward pass instead of keeping them.
+        as_classifier: end as transformers' class for classification does, even on a bare encoder (BERT: on
+            the checkpoint's pooler, in place of mean pooling).
 
     Raises:
         InputError: missing files, unknown architecture, tensors missing, extra or misshapen.
@@ -108,8 +128,9 @@ def load_pretrained(
     config = _read_config(directory)
     family = _family_of(config, directory)
     classes = num_classes or _num_labels(config)
+    form = {"architectures": [family.classifier]} if as_classifier and family.classifier else {}
     try:
-        model = nnx.eval_shape(lambda: family.build(config, classes, nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: family.build(config | form, classes, nnx.Rngs(0)))
     except KeyError as error:
         raise InputError(
             f"No {error} in {directory / 'config.json'}: the model needs it."
@@ -123,6 +144,12 @@ def load_pretrained(
     loaded: Any = nnx.merge(graph, unflatten(found))
     loaded.remat = remat
     return loaded
+
+
+def label_names(directory: Path) -> list[str]:
+    """Returns the classes that config.json names (``id2label``), in order; none if it names none."""
+    labels = _read_config(directory).get("id2label") or {}
+    return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
 def new_parts(parts: tuple[str, ...], wanted: dict, seed: int, dtype: str = "float32") -> dict:
@@ -156,11 +183,17 @@ def _lacking(config: dict[str, Any], family: Model, classes: int) -> tuple[str, 
 
 
 def _from_directory(
-    directory: Path, num_classes: int, seed: int, source: str, settings: ModelConfig
+    directory: Path,
+    num_classes: int | None,
+    seed: int,
+    source: str,
+    settings: ModelConfig,
+    as_classifier: bool,
 ) -> Loaded:
     config = _read_config(directory)
     family = _family_of(config, directory)
-    model = load_pretrained(directory, num_classes, seed, settings.dtype, settings.remat)
+    options = settings.dtype, settings.remat, as_classifier
+    model = load_pretrained(directory, num_classes, seed, *options)
     digest = weights_hash(files_of(directory))
     fingerprint = _fingerprint(digest, config)
     words = _words(family, directory)

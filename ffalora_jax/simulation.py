@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ffalora_jax import rng
-from ffalora_jax.adapter_file import CONFIG, save_adapter
+from ffalora_jax.adapter_file import FACTS, save_adapter
 from ffalora_jax.book import Book, largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger
 from ffalora_jax.cohort import data_hash
@@ -187,7 +187,7 @@ def _is_complete(folder: RunFolder, ledger: Ledger) -> bool:
     facts = folder.read_json("privacy.json")
     ended = ledger.rounds_done >= ledger.planned_rounds or facts["stopped_at_budget"]
     in_step = facts["rounds"] == len(metrics) == ledger.rounds_done
-    has_adapter = (folder.path / "adapter" / CONFIG).is_file()
+    has_adapter = (folder.path / "adapter" / FACTS).is_file()
     return ended and in_step and "test_accuracy" in metrics[-1] and has_adapter
 
 

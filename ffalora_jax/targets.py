@@ -20,6 +20,7 @@ class Adapted(NamedTuple):
     rank: int
     scaling: float
     """lora_alpha / rank, or lora_alpha / sqrt(rank) (rsLoRA: Kalajdzievski 2023, arXiv:2312.03732)."""
+    lora_alpha: float
 
 
 class Targets(NamedTuple):
@@ -67,7 +68,7 @@ class Targets(NamedTuple):
     def _adapted(self, name: str) -> Adapted:
         rank = int(self._by_pattern("rank_pattern", name, self.rank))
         alpha = self._by_pattern("alpha_pattern", name, self.lora_alpha)
-        return Adapted(rank, alpha / (math.sqrt(rank) if self.use_rslora else rank))
+        return Adapted(rank, alpha / (math.sqrt(rank) if self.use_rslora else rank), alpha)
 
     def _by_pattern(self, table: str, name: str, default: float) -> float:
         found = (v for key, v in getattr(self, table).items() if self._matches(table, key, name))

@@ -229,7 +229,7 @@ def test_a_changed_file_of_the_default_model_is_refused(refused, monkeypatch, tm
 
 def test_a_run_whose_weights_were_exchanged_is_refused(finished, refused):
     shutil.copytree(finished, "run")
-    file = Path("run/adapter/adapter_config.json")
+    file = Path("run/adapter/run.json")
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"backbone": "0" * 64}))
     assert_says(refused("predict run --input good.csv"), ["sha256", "000000000000"])

@@ -115,7 +115,7 @@ def test_a_llama_directory_learns_worked_answers_and_is_judged_by_their_numbers(
     assert "95 % interval" in words.answer(found)
     assert len(found.generate(["what is one"])) == 1
     # Prompts of 16 tokens give way to answers that need their positions.
-    positions = found._model.loaded.model.max_positions
+    positions = found.ready.loaded.model.max_positions
     more = [f"--model.max-new-tokens={positions - 10}", "--rounds", "1", "--evaluate-every", "1"]
     run(capsys, "run", *source, *more, "--model.name", str(folder), "--out", "r2")
     assert len(ffa.load_run("r2").generate(["what is one " * 9])) == 1

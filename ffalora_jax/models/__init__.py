@@ -76,6 +76,10 @@ class Model(NamedTuple):
     """The paper's two placements of adapters, as layer names."""
     hf_names: tuple[tuple[str, str], ...] = ()
     """(pattern of our layer paths, name of the module in transformers): for PEFT's files."""
+    hf_head: tuple[tuple[str, str], ...] = ()
+    """(our layer, name of the module in transformers' class for classification)."""
+    pools_itself: Callable[[Any], bool] = lambda model: False
+    """Whether a module of the family ends in a form that transformers has no class for."""
     source: Source | None = None
     config: dict[str, Any] | None = None
     """Sizes of a preset with random weights from the public seed."""

@@ -59,5 +59,10 @@ def build() -> Model:
         rules=RULES,
         architectures=(CLASSIFIER, "BertModel", "BertForMaskedLM", "BertForPreTraining"),
         classifier=CLASSIFIER,
-        hf_names=tuple((ours, f"bert.{theirs}") for ours, theirs in HF_NAMES),
+        hf_names=(
+            *((ours, f"bert.{theirs}") for ours, theirs in HF_NAMES),
+            ("pooler", "bert.pooler.dense"),
+        ),
+        hf_head=(("head", "classifier"),),
+        pools_itself=lambda model: model.pooler is None,
     )

@@ -258,5 +258,6 @@ def build() -> Model:
         hf_names=(
             (r"layers\.(\d+)\.attention\.([qkvo]_proj)", r"model.layers.\1.self_attn.\2"),
             (r"layers\.(\d+)\.mlp\.((?:gate|up|down)_proj)", r"model.layers.\1.mlp.\2"),
+            ("head", "lm_head"),
         ),
     )

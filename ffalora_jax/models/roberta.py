@@ -64,4 +64,5 @@ def build() -> Model:
         classifier=CLASSIFIER,
         new_parts=("pooler", "head"),
         hf_names=tuple((ours, f"roberta.{theirs}") for ours, theirs in HF_NAMES),
+        hf_head=(("pooler", "classifier.dense"), ("head", "classifier.out_proj")),
     )

@@ -148,4 +148,5 @@ def build() -> Model:
             (r"layers\.(\d+)\.up", r"vit.layers.\1.mlp.fc1"),
             (r"layers\.(\d+)\.down", r"vit.layers.\1.mlp.fc2"),
         ),
+        hf_head=(("head", "classifier"),),
     )

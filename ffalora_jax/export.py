@@ -1,0 +1,128 @@
+"""The command ``ffalora export``: a run's adapter for PEFT, or merged into a plain Hugging Face model.
+
+Written beside its place and moved there whole, with a model card. No training data is copied.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+
+from ffalora_jax import merge as merging
+from ffalora_jax import peft_io, registry
+from ffalora_jax.adapter_file import FACTS, write_head, write_peft
+from ffalora_jax.cli_privacy import parser_of
+from ffalora_jax.errors import InputError, nearest
+from ffalora_jax.evaluate import client_adapters
+from ffalora_jax.loaded_run import Ready, Run, load_run
+from ffalora_jax.methods import Method
+from ffalora_jax.model_card import Facts, card
+from ffalora_jax.peft_names import names_of
+from ffalora_jax.types import Adapters
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command and prints the folder that was made."""
+    parser = parser_of(
+        "export", "Write a run's adapter as PEFT reads it, or merged into its base model."
+    )
+    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("out", metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--merge", action="store_true", help="a plain Hugging Face model in place of an adapter"
+    )
+    parser.add_argument("--client", metavar="NAME", help="with this client's personal leaves")
+    asked = parser.parse_args(arguments)
+    print(export_run(load_run(asked.run), asked.out, merge=asked.merge, client=asked.client))
+    return 0
+
+
+def export_run(
+    run: Run, out: str | Path, *, merge: bool = False, client: str | None = None
+) -> Path:
+    """Writes the folder and returns its path.
+
+    ``PeftModel.from_pretrained(base, out)`` then gives the run's logits, head included; a model with mean
+    pooling has its head in ``head.safetensors`` and a loading snippet in the card.
+
+    Args:
+        run: a finished or stopped run.
+        out: folder to make.
+        merge: W + scaling A B in place of an adapter, as a plain Hugging Face model.
+        client: whose personal leaves to take, of a method or head that has some.
+
+    Raises:
+        InputError: the folder exists or cannot be written; an unknown client; leaves that stay at clients
+            and none is named; a model that Hugging Face's libraries do not have. Nothing is written then.
+    """
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"Folder {str(out)!r} exists: give the path of a new one.")
+    adapters = _leaves_of(run.ready, client, merge)
+    files = peft_io.to_peft(run.experiment.method, run.ready.loaded, run.ready.lora, adapters)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".ffalora-export-") as beside:
+            new = Path(beside, out.name)
+            new.mkdir()
+            if merge:
+                merging.write_merged(
+                    new, run.ready.loaded, run.ready.lora, adapters, run.class_names
+                )
+                write_head(new, files)
+            else:
+                write_peft(new, files)
+            facts = _facts(run, out, files, merge, client)
+            (new / "README.md").write_text(card(facts), encoding="utf-8")
+            (new / FACTS).write_text(json.dumps({"class_names": facts.class_names}) + "\n")
+            os.rename(new, out)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {str(out)!r}: {error.strerror or error}. Give a folder that can be made."
+        ) from None
+    return out
+
+
+def _leaves_of(ready: Ready, client: str | None, merge: bool) -> Adapters:
+    """Returns the server's leaves with those of a client, if one is named."""
+    there = ", ".join(ready.client_names)
+    if client is not None and client not in ready.client_names:
+        hint = nearest(client, ready.client_names)
+        raise InputError(f"No client {client!r} in this run: there are {there}.{hint}")
+    if client is not None:
+        return client_adapters(ready.state, ready.client_names.index(client))
+    adapters, personal = ready.state.adapters, jax.tree.leaves(ready.state.personal)
+    if personal and (merge or peft_io.why_not(ready.loaded, ready.lora, adapters)):
+        raise InputError(f"This run has leaves that stay at the clients: --client, one of {there}.")
+    return adapters
+
+
+def _facts(
+    run: Run, out: Path, files: peft_io.PeftAdapter, merge: bool, client: str | None
+) -> Facts:
+    loaded, names = run.ready.loaded, names_of(run.ready.loaded)
+    is_folder = loaded.directory is not None and Path(loaded.source).is_dir()
+    base = loaded.source
+    if is_folder and not Path(base).is_absolute():
+        base = os.path.relpath(base, out)  # the card's code runs in the folder of the card
+    personal = bool(jax.tree.leaves(run.ready.state.personal))
+    method: Method = registry.lookup("methods", run.experiment.method.name)()
+    return Facts(
+        base=base,
+        is_hub_name=loaded.directory is not None and not is_folder,
+        is_ours=loaded.directory is None,
+        has_head=bool(files.head or files.config["modules_to_save"]),
+        merged=merge,
+        loader=names.loader,
+        task=names.task,
+        bare=names.bare,
+        class_names=run.class_names,
+        settings=run.experiment,
+        method_sentence=method.sentence,
+        privacy=run.privacy,
+        metrics=run.metrics[-1] if run.metrics else {},
+        num_clients=len(run.ready.client_names),
+        client=client if personal else None,
+    )
