@@ -145,15 +145,18 @@ def stored(kind: str, name: str, hashes: Mapping[str, str]) -> Path | None:
 def from_hub(hub_name: str, files: list[str], optional: list[str]) -> dict[str, Path]:
     """Returns files of a Hugging Face repository, from its cache or the hub.
 
+    The hub is asked unless the cache knows of every file that it is there, or that the repository has none.
+
     Raises:
         Unavailable: neither has them; the hub is given three seconds to answer.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
+    from huggingface_hub.errors import EntryNotFoundError
 
-    cached = {file: hub.try_to_load_from_cache(hub_name, file) for file in [*files, *optional]}
-    here = {file: Path(path) for file, path in cached.items() if isinstance(path, str)}
-    if all(file in here for file in files):
+    known = in_hub_cache(hub_name, [*files, *optional])
+    here = {file: path for file, path in known.items() if path is not None}
+    if all(file in here for file in files) and all(file in known for file in optional):
         return here
     if constants.HF_HUB_OFFLINE:
         raise Unavailable(f"hub: {hub_name} is not in the cache, and HF_HUB_OFFLINE is set")
@@ -166,9 +169,24 @@ def from_hub(hub_name: str, files: list[str], optional: list[str]) -> dict[str, 
         try:
             found[file] = Path(hub.hf_hub_download(hub_name, file, etag_timeout=3))
         except Exception as error:
-            if file in files:
-                raise Unavailable(f"hub: {hub_name}/{file}: {_first_line(error)}") from None
+            if file in files or not isinstance(error, EntryNotFoundError):
+                raise Unavailable(f"hub: {hub_name}/{file}: {_reason(error)}") from None
     return found
+
+
+def in_hub_cache(hub_name: str, files: list[str]) -> dict[str, Path | None]:
+    """Returns what the hub's cache knows of some files: where each lies, or None if there is no such file.
+
+    Files of which it knows nothing are left out.
+    """
+    import huggingface_hub as hub
+
+    cached = {file: hub.try_to_load_from_cache(hub_name, file) for file in files}
+    return {
+        file: Path(path) if isinstance(path, str) else None
+        for file, path in cached.items()
+        if path is not None
+    }
 
 
 def _within(seconds: float, call: Callable) -> None:
@@ -188,8 +206,17 @@ def _within(seconds: float, call: Callable) -> None:
     if not outcome:
         raise Unavailable(f"hub: no answer within {seconds:g} s")
     if outcome[0] is not None:
-        raise Unavailable(f"hub: {_first_line(outcome[0])}")
+        raise Unavailable(f"hub: {_reason(outcome[0])}")
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """What the hub's errors mean, in words: their first lines are status codes."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return "gated; accept its terms on its page and log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such model there, or a private one"
+    if isinstance(error, EntryNotFoundError):
+        return "the model has no such file"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

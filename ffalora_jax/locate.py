@@ -1,12 +1,23 @@
 """Where checkpoints lie: a directory, the verified copy kept here, the hub or its cache, a package."""
 
-import json
 from pathlib import Path
 
 from ffalora_jax import fetch
 from ffalora_jax.errors import InputError
 from ffalora_jax.models import Source
-from ffalora_jax.weights import INDEX, WEIGHTS
+from ffalora_jax.weights import INDEX, WEIGHTS, conversion, shard_names
+
+CONFIG = "config.json"
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+)
+"""What a checkpoint may have beside its weights; fetched before them."""
 
 
 def locate(name: str, source: Source) -> Path:
@@ -51,24 +62,43 @@ def _beside_weights(members: dict[str, bytes], source: Source) -> dict[str, byte
 def directory_of(name: str) -> Path:
     """Returns the folder of a checkpoint given as a directory or a hub name.
 
+    Only config.json, words, templates and safetensors are asked for.
+
     Raises:
-        InputError: there is no such directory, and neither the hub nor its cache has that name.
+        InputError: there is no such directory; neither the hub nor its cache has that name; the model there
+            has no safetensors, or an index of weights that names something else.
     """
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/")):
         raise InputError(f"No directory {name!r}: check --model.name.")
-    beside = ["preprocessor_config.json", "chat_template.jinja"]
-    words = ["tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt"]
     try:
-        config = fetch.from_hub(name, ["config.json"], [*words, *beside, INDEX, WEIGHTS])
-        if WEIGHTS not in config and INDEX in config:
-            shards = json.loads(config[INDEX].read_text())["weight_map"].values()
-            fetch.from_hub(name, sorted(set(shards)), [])
+        found = fetch.from_hub(name, [CONFIG], [*BESIDE, INDEX, WEIGHTS])
+        if WEIGHTS not in found and INDEX in found:
+            found |= fetch.from_hub(name, shard_names(found[INDEX]), [])
     except fetch.Unavailable as error:
+        found = _as_cached(name)
+        if found is None:
+            raise InputError(
+                f"No directory {name!r}, and the hub does not give a model of that name ({error}). Ways out: "
+                "a directory with config.json, tokenizer.json and model.safetensors; a name from `ffalora "
+                "list models`; or try again later."
+            ) from None
+    home = found[CONFIG].parent
+    if WEIGHTS not in found and INDEX not in found:
         raise InputError(
-            f"No directory {name!r}, and the hub does not give a model of that name ({error}). Ways out: a "
-            "directory with config.json, tokenizer.json and model.safetensors; a name from `ffalora list "
-            "models`; or try again later."
-        ) from None
-    return config["config.json"].parent
+            f"{name} on the hub has no {WEIGHTS}; weights in other forms could run code and are not fetched. "
+            f"Convert them where PyTorch is installed: {conversion(home, name)}"
+        )
+    return home
+
+
+def _as_cached(name: str) -> dict[str, Path] | None:
+    """Returns a whole checkpoint that another program has left in the hub's cache, or None."""
+    known = fetch.in_hub_cache(name, [CONFIG, *BESIDE, INDEX, WEIGHTS])
+    found = {file: path for file, path in known.items() if path is not None}
+    if WEIGHTS not in found and INDEX in found:
+        names = shard_names(found[INDEX])
+        if not all(fetch.in_hub_cache(name, names).get(part) for part in names):
+            return None
+    return found if CONFIG in found and (WEIGHTS in found or INDEX in found) else None

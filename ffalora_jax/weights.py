@@ -43,22 +43,36 @@ def files_of(directory: Path) -> list[Path]:
             raise InputError(f"No {WEIGHTS} in {directory}: save the model as safetensors.")
         raise InputError(
             f"No {WEIGHTS} in {directory}; there is {', '.join(others)}, which could run code: not read. "
-            f"Convert it to safetensors where PyTorch is installed: {_conversion(directory)}"
+            f"Convert it to safetensors where PyTorch is installed: {conversion(directory)}"
         )
-    try:
-        names = set(
-            json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        )
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{directory / INDEX} is not an index of weights ({error!r}).") from None
-    strange = sorted(str(name) for name in names if Path(str(name)).name != name)
-    missing = sorted(set(map(str, names)) - {p.name for p in directory.glob("*.safetensors")})
-    if strange or missing or not names:
+    names = shard_names(directory / INDEX)
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
         raise InputError(
-            f"{directory / INDEX} names {', '.join(strange or missing) or 'no files'}: expected files "
-            "that lie beside it. Fetch the checkpoint again."
+            f"{directory / INDEX} names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
+            "not beside it. Fetch the checkpoint again."
         )
-    return [directory / str(name) for name in sorted(names)]
+    return [directory / name for name in names]
+
+
+def shard_names(index: Path) -> list[str]:
+    """Returns the file names in an index of weights, sorted.
+
+    Raises:
+        InputError: it is not an index, or names anything but safetensors files that lie beside it.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is not an index of weights ({error!r}).") from None
+    names = sorted({str(name) for name in content})
+    strange = [name for name in names if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name)]
+    if strange or not names:
+        raise InputError(
+            f"{index} names {', '.join(strange) or 'no files'}: expected safetensors files that lie beside "
+            "it. Fetch the checkpoint again."
+        )
+    return names
 
 
 def weights_hash(files: list[Path]) -> str:
@@ -91,12 +105,19 @@ def read_weights(
                 problems.append(f"{name} is a second {dotted(path)}")
             elif path in wanted:
                 try:
-                    found[path] = transform(tensor()).astype(dtype)
+                    found[path] = _as_float(transform(tensor()), dtype)
                 except (TypeError, ValueError, IndexError) as error:
                     problems.append(f"{name} has another form ({str(error).splitlines()[0]})")
             elif path[0] in parts:  # a whole part that is not needed (a pooler) is passed over
                 problems.append(f"{name} has no place in the model")
     return found, problems
+
+
+def _as_float(value: Any, dtype: str) -> Array:
+    """Casts a weight; whole numbers are those of a quantised checkpoint, whose scales are not read."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"expected floating point, got {value.dtype}")
+    return value.astype(dtype)
 
 
 def check_complete(found: dict, wanted: dict, extra: list[str], where: Path) -> None:
@@ -138,14 +159,24 @@ def unflatten(leaves: dict[LeafPath, Any]) -> dict:
     return tree
 
 
-def _conversion(directory: Path) -> str:
-    """The command that writes pickled weights anew, head included."""
-    name = "AutoModel"
+def conversion(directory: Path, hub_name: str | None = None) -> str:
+    """Returns the command that writes pickled weights anew, head included.
+
+    Args:
+        directory: where config.json lies, which names the class; the new weights go there too.
+        hub_name: where transformers finds them instead; all of it then goes to a folder of that name.
+    """
+    name, target = "AutoModel", str(directory) if hub_name is None else hub_name
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         given = json.loads((directory / "config.json").read_text())["architectures"][0]
         name = given if str(given).isidentifier() else name
-    load, save = f"{name}.from_pretrained('{directory}')", f"save_pretrained('{directory}-safe')"
-    return f'python -c "import transformers; transformers.{load}.{save}"'
+    classes = [name]
+    if hub_name is not None and (directory / "tokenizer_config.json").is_file():
+        classes.append("AutoTokenizer")
+    steps = [
+        f"transformers.{c}.from_pretrained('{target}').save_pretrained('{target}')" for c in classes
+    ]
+    return f'python -c "import transformers; {"; ".join(steps)}"'
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
