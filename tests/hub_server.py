@@ -1,7 +1,7 @@
-"""A small server on loopback that speaks the hub's paths, for tests of downloads: written by us, no more than needed.
+"""A small server on loopback that speaks the hub's paths, for tests of downloads: no more than needed.
 
-``HEAD`` and ``GET`` of ``/NAME/resolve/REVISION/FILE`` and ``GET`` of ``/api/models/NAME``. It writes down what
-it was asked for, and can be slow, dead, forbid a file or send another one than it announced.
+``HEAD`` and ``GET`` of ``/NAME/resolve/REVISION/FILE`` and ``GET`` of ``/api/models/NAME``. It writes down
+what it was asked for, and can be slow, dead, forbid a file or send another one than it announced.
 """
 
 import hashlib
