@@ -69,7 +69,7 @@ class LoadedAdapter(NamedTuple):
             raise InputError("Expected a list of at least one prompt.")
         if self.loaded.family.reads != "instructions":
             raise InputError("This model classifies: use predict in place of generate.")
-        respond = make_responder(self.model, cast(Any, self.loaded.tokenizer), self.settings)
+        respond = make_responder(self.model, self.loaded, self.settings)
         return respond(Frozen(self.model.backbone, {}), self.adapters, list(prompts))
 
 
