@@ -1,9 +1,9 @@
-"""Memory of big models: RoBERTa-large's size loaded and trained for one round, each in a process of its own.
+"""Memory of a big model: RoBERTa-large's size loaded, and trained for a round, each in a process of its own.
 
 Claims: loading takes less than 1.3 times the files plus 1 GiB, and less than 20 s; one private round of
 3 clients x 1 step x batch 2 x 64 tokens stays below 8 GiB on two cores.
 
-Run: python experiments/benchmarks/big_models.py        Time: about 3 minutes on two cores
+Run: python experiments/benchmarks/big_models.py        Time: about one minute on two cores
 Result: docs/memory.md. Weights are random; 1.4 GB of them are written to a temporary folder.
 
 Measured: the largest resident set of a process (``getrusage``), with what stands in it after the imports.
@@ -51,6 +51,7 @@ def main() -> None:
         end="",
     )
     print(f"a round {one_round['seconds']:.1f} s; {one_round['examples']:.0f} examples drawn")
+    print(f"round: XLA {one_round['xla']:.2f} GiB, estimate {one_round['estimate']:.2f} GiB")
     for name, found, bound in rows:
         print(
             f"{name:26} {found:7.2f}  bound {bound:6.2f}  {'held' if found < bound else 'BROKEN'}"
@@ -152,7 +153,7 @@ def one_round(folder: str) -> dict:
     import jax.numpy as jnp
 
     import ffalora_jax as ffa
-    from ffalora_jax import rng
+    from ffalora_jax import memory, rng
     from ffalora_jax.prepare import prepare
     from ffalora_jax.round import Keys
 
@@ -173,12 +174,15 @@ def one_round(folder: str) -> dict:
     arguments = (keys, run.state, run.frozen, run.data, run.numbers, jnp.int32(1))
     begin = time.perf_counter()
     compiled = run.rounds().lower(*arguments).compile()
-    middle = time.perf_counter()
+    middle, xla = time.perf_counter(), compiled.memory_analysis()
+    expected = memory.estimate(ROBERTA_LARGE, tokens=64, examples=run.blocks.size)
     _, info = jax.block_until_ready(compiled(*arguments))
     return {
         "compile": middle - begin,
         "seconds": time.perf_counter() - middle,
         "peak": peak(),
+        "xla": (xla.argument_size_in_bytes + xla.temp_size_in_bytes) / GIB,
+        "estimate": expected.total / GIB,
         "examples": float(info.facts.clip.num_real.sum()),
     }
 
