@@ -109,7 +109,7 @@ def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:
         )
     if dataset.kind == "instructions":
         codec = cast(TextCodec, loaded.tokenizer)
-        encoded = encoding.encode_instructions(dataset, codec, max_tokens)
+        encoded = encoding.encode_instructions(dataset, codec, max_tokens, loaded.directory)
     else:
         encoded = encoding.encode_text(dataset, loaded.tokenizer, max_tokens, loaded.directory)
     # A model that looks at padding would let one long example change all others of its block.

@@ -28,10 +28,11 @@ EXACT = {
     "both": {"remat": True, "scan_layers": True},
 }
 NOISE = 0.1
-SENTENCES = [f"the film was {'not ' * (i % 3)}good and {'very ' * (i % 4)}long" for i in range(40)]
+WORDS = "what is one two three and plus ?".split()
+SENTENCES = [" ".join(WORDS[(i * j) % 8] for j in range(1, 5 + i % 7)) for i in range(40)]
 DATA = {
     "bert": {"text": SENTENCES, "label": [i % 3 for i in range(40)]},
-    "llama": {"prompt": SENTENCES, "response": [f"it was {i % 2}" for i in range(40)]},
+    "llama": {"prompt": SENTENCES, "response": [WORDS[i % 5] for i in range(40)]},
 }
 
 
