@@ -4,6 +4,8 @@ For choosing ``model.dtype``, ``model.remat``, ``client_chunk`` and the lengths 
 ``docs/memory.md`` holds the formula against measurements.
 """
 
+import functools
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -142,6 +144,14 @@ def sizes_of(config: dict[str, Any], rank: int = 8, targets: str = "qv") -> Size
     Raises:
         InputError: an unknown architecture, adapters that do not fit.
     """
+    return _sizes(json.dumps(config, sort_keys=True), rank, targets)
+
+
+@functools.lru_cache(
+    maxsize=16
+)  # tables ask for one model many times, and a deep one takes a second
+def _sizes(config_json: str, rank: int, targets: str) -> Sizes:
+    config = json.loads(config_json)
     family = _family_of(config)
     language = family.reads == "instructions"
     model: Any = nnx.eval_shape(lambda: family.build(config, 2, nnx.Rngs(0)))

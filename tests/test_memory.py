@@ -1,5 +1,8 @@
 """The estimate of memory: exact in what can be counted, and monotone in what one can choose."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,3 +161,16 @@ def test_what_cannot_be_estimated_is_refused():
         estimate(LLAMA_SIZES, tokens=0)
     with pytest.raises(InputError, match="float16"):
         estimate(LLAMA_SIZES, tokens=8, dtype="float16")
+
+
+def test_the_documents_table_is_what_the_formula_gives():
+    text = (Path(__file__).parents[1] / "docs" / "memory.md").read_text()
+    rows = re.findall(r"^\| ((?:float32|bfloat16) \|.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 12
+    for row in rows:
+        dtype, clients, examples, tokens, remat, *shown = row.split(" | ")
+        counts = {"clients": int(clients), "examples": int(examples), "tokens": int(tokens)}
+        found = estimate(LLAMA_7B, **counts, dtype=dtype, remat=remat == "yes")
+        expected = [value / 2**30 for value in (*found, found.total)]
+        digits = [1, 2, 2, 1, 1]
+        assert shown == [f"{v:.{d}f}" for v, d in zip(expected, digits, strict=True)], row
