@@ -3,7 +3,7 @@
 Claims: loading takes less than 1.3 times the files plus 1 GiB, and less than 20 s; one private round of
 3 clients x 1 step x batch 2 x 64 tokens stays below 8 GiB on two cores.
 
-Run: python experiments/benchmarks/big_models.py        Time: about one minute on two cores
+Run: python experiments/benchmarks/big_models.py        Time: 2 minutes on two cores
 Result: docs/memory.md. Weights are random; 1.4 GB of them are written to a temporary folder.
 
 Measured: the largest resident set of a process (``getrusage``), with what stands in it after the imports.

@@ -3,7 +3,7 @@
 Claim: within 25 % at three smaller sizes, layers stacked, with and without remat. Other forms are shown, with
 where the estimate misses; LLaMA-7B's round is compiled from shapes alone and not run.
 
-Run: python experiments/benchmarks/memory_estimate.py        Time: about 4 minutes on two cores
+Run: python experiments/benchmarks/memory_estimate.py        Time: 5 to 13 minutes on two cores
 Result: docs/memory.md.
 
 Measured: arguments and temporaries of XLA's buffer assignment, which is what a round allocates. The largest
