@@ -31,7 +31,11 @@ class ModelConfig:
         str, Doc("type of the backbone's weights: float32, or bfloat16 (half the memory)")
     ] = "float32"
     remat: Annotated[
-        bool, Doc("compute activations again in the backward pass: less memory, a third more time")
+        bool,
+        Doc(
+            "compute activations again in the backward pass: less memory, a third more time "
+            "(on a CPU only together with scan_layers)"
+        ),
     ] = False
     scan_layers: Annotated[
         bool, Doc("stack the blocks and scan over them: compiles faster, whatever the depth")

@@ -1,13 +1,17 @@
 """Raw examples to arrays, once: tokenised or decoded, and kept on disk by what they were made from.
 
-A kept file is found by the hash of the texts, the tokenizer's files and the length, and written whole or not
-at all; so a stale or half-written one is never used.
+A kept file is found by the hash of the texts, the tokenizer's files and version, and the length. It is
+written whole or not at all, and names that hash itself: a stale, half-written or misplaced one is never used.
 """
 
 import contextlib
 import hashlib
 import io
+import json
 import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,14 @@ WORD_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",  # says which tokenizer where there is only a vocabulary, and which ids begin and end
+    "generation_config.json",
 )
+"""Files of a checkpoint that may change what a text becomes."""
+FORM = 2
+"""Raised when the same texts become other arrays, or are kept in another form."""
 
 
 def encode_text(
@@ -52,20 +63,30 @@ def encode_text(
             "or data of the kind that the model reads."
         )
     texts, pairs = dataset.inputs["text"], dataset.inputs.get("text_pair")
-    name = None if directory is None else _name(directory, [texts, pairs or ()], max_tokens)
-    kept = None if name is None else _kept(name)
-    if kept is None:
-        kept = tokenizer(texts, pairs, max_tokens)
-        if name is not None:
-            _keep(name, kept)
-    return kept
-
-
-def encode_instructions(dataset: Dataset, codec: TextCodec, max_tokens: int) -> Encoded:
-    """Tokenises prompts with their responses; ``response_mask`` says what is to be learnt."""
-    return codecs.encode_instructions(
-        codec, dataset.inputs["prompt"], dataset.inputs["response"], max_tokens
+    columns = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
+    return _kept_or_made(
+        directory, columns, max_tokens, lambda: tokenizer(texts, pairs, max_tokens)
     )
+
+
+def encode_instructions(
+    dataset: Dataset, codec: TextCodec, max_tokens: int, directory: Path | None = None
+) -> Encoded:
+    """Tokenises prompts with their responses; ``response_mask`` says what is to be learnt.
+
+    Args:
+        dataset: prompts (texts or chats) and responses.
+        codec: the model's.
+        max_tokens: width of the arrays.
+        directory: the checkpoint's folder, as in ``encode_text``.
+    """
+    prompts, responses = dataset.inputs["prompt"], dataset.inputs["response"]
+    columns = {"prompt": prompts, "response": responses}
+
+    def make():
+        return codecs.encode_instructions(codec, prompts, responses, max_tokens)
+
+    return _kept_or_made(directory, columns, max_tokens, make)
 
 
 def encode_images(dataset: Dataset, settings: ImageSettings) -> Encoded:
@@ -84,29 +105,59 @@ def check_vocabulary(encoded: Encoded, vocabulary: int | None) -> None:
         )
 
 
-def _name(directory: Path, columns: list, max_tokens: int) -> str:
-    digest = hashlib.sha256(f"1 {max_tokens} {len(columns[0])}".encode())
+def _kept_or_made(
+    directory: Path | None,
+    columns: dict[str, Sequence],
+    max_tokens: int,
+    make: Callable[[], Encoded],
+) -> Encoded:
+    if directory is None:
+        return make()
+    name, rows = _name(directory, columns, max_tokens), len(next(iter(columns.values())))
+    encoded = _kept(name, rows, max_tokens)
+    if encoded is None:
+        encoded = make()
+        _keep(name, encoded)
+    return encoded
+
+
+def _name(directory: Path, columns: dict[str, Sequence], max_tokens: int) -> str:
+    """Returns the hash of all that the arrays depend on; every part with its length, so none runs on."""
+    digest = hashlib.sha256()
+
+    def add(part: str | bytes) -> None:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+
+    add(f"{FORM} {max_tokens} {version('tokenizers')} {version('transformers')}")
     for file in WORD_FILES:
         if (directory / file).is_file():
-            digest.update(file.encode() + (directory / file).read_bytes())
-    for column in columns:
-        for text in column:
-            data = text.encode("utf-8", "surrogatepass")
-            digest.update(len(data).to_bytes(8, "little") + data)
+            add(file)
+            add((directory / file).read_bytes())
+    for column, texts in columns.items():
+        add(f"{column} {len(texts)}")
+        for text in texts:  # a chat is a list of messages
+            add(f"text {text}" if isinstance(text, str) else f"chat {json.dumps(text)}")
     return digest.hexdigest()
 
 
-def _kept(name: str) -> Encoded | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with np.load(cache.folder("tokens") / f"{name}.npz", allow_pickle=False) as file:
+def _kept(name: str, rows: int, max_tokens: int) -> Encoded | None:
+    """Returns what is kept under a name, or None if there is nothing whole that was made for it."""
+    broken = OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error
+    with contextlib.suppress(*broken, NotImplementedError):
+        path = cache.folder("tokens") / f"{name}.npz"
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}  # every member's checksum is checked
-        return Encoded(arrays, arrays.pop("lengths"))
+        made_for, lengths = str(arrays.pop("name")), arrays.pop("lengths")
+        shapes = {leaf.shape for leaf in arrays.values()}
+        if made_for == name and lengths.shape == (rows,) and shapes == {(rows, max_tokens)}:
+            return Encoded(arrays, lengths)
     return None
 
 
 def _keep(name: str, encoded: Encoded) -> None:
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"lengths": encoded.lengths, **encoded.inputs}
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, name=np.array(name), **arrays)
     with contextlib.suppress(OSError):
         cache.write_atomically(cache.folder("tokens") / f"{name}.npz", buffer.getvalue())

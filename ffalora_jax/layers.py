@@ -118,7 +118,8 @@ def run_blocks(blocks: Any, x: Array, *beside: Any, remat: bool = False) -> Arra
 
     With ``remat`` a block's activations are computed again in the backward pass instead of being kept
     (Chen et al. 2016, arXiv:1604.06174): the same numbers for a third more time. Blocks that were
-    stacked (``StackedBlocks``) run by ``lax.scan``: one block is compiled, whatever the depth.
+    stacked (``StackedBlocks``) run by ``lax.scan``: one block is compiled, whatever the depth. On a CPU
+    remat needs that: of blocks one by one XLA merges the second computation with the first.
     """
     if isinstance(blocks, StackedBlocks):
         return blocks(x, *beside, remat=remat)

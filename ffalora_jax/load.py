@@ -109,7 +109,7 @@ def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:
         )
     if dataset.kind == "instructions":
         codec = cast(TextCodec, loaded.tokenizer)
-        encoded = encoding.encode_instructions(dataset, codec, max_tokens)
+        encoded = encoding.encode_instructions(dataset, codec, max_tokens, loaded.directory)
     else:
         encoded = encoding.encode_text(dataset, loaded.tokenizer, max_tokens, loaded.directory)
     # A model that looks at padding would let one long example change all others of its block.
@@ -137,7 +137,7 @@ def prompt_room(loaded: Loaded, settings: ModelConfig) -> int:
 
 
 def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
-    """Puts the experiment's adapters into its model.
+    """Puts the experiment's adapters into its model; with ``scan_layers`` its blocks keep their shapes only.
 
     Raises:
         InputError: as ``lora.inject``; adapters that are not those of ``method.start``.
@@ -160,7 +160,16 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
     )
     if loaded.start is not None:
         peft_io.check_same(loaded.start.adapted, model.adapted)
+    if experiment.model.scan_layers and not loaded.own:
+        _let_go(cast(Any, loaded.model).layers)
     return model
+
+
+def _let_go(blocks: nnx.Module) -> None:
+    """Leaves only the shapes of blocks that were stacked: both would be the backbone twice."""
+    for leaf in jax.tree.leaves(nnx.state(blocks), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        value = leaf.get_value()
+        leaf.set_value(jax.ShapeDtypeStruct(value.shape, value.dtype))
 
 
 def _head(experiment: Experiment, loaded: Loaded) -> str | None:

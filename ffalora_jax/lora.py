@@ -110,7 +110,9 @@ def inject(
     """
     wanted = Targets(targets, rank, lora_alpha, layers, **more)
     plain = _operate(model, wanted, head, 0.0, scan_layers)
-    dropping = _operate(model, wanted, head, dropout, scan_layers) if dropout else plain
+    dropping = plain
+    if dropout:  # only its form: stacked, its backbone would be a copy of its own
+        dropping = _operate(model, wanted, head, dropout, scan_layers)._replace(backbone={})
 
     def apply(backbone, adapters, *inputs, **named):
         tree = _placed(plain.places, adapters)

@@ -38,6 +38,7 @@ ROOMS = (
     "lora_init",
     "targets",
     "lora",
+    "memory",
     "peft_names",
     "peft_refuse",
     "peft_io",
