@@ -81,7 +81,7 @@ def inject(
     model: nnx.Module,
     targets: str,
     rank: int,
-    lora_alpha: float,
+    lora_alpha: float = 8.0,
     layers: str = "all",
     head: str | None = "head",
     *,

@@ -1,12 +1,17 @@
 """What the documents show is what happens: README's blocks, the notebook, the quickstart script."""
 
+import io
+import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.peft_files import write
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,7 +42,27 @@ def folder(tmp_path):
     command = binaries / "ffalora"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ffalora_jax.cli "$@"\n')
     command.chmod(0o755)
+    write_what_readers_bring(tmp_path)
     return tmp_path
+
+
+def write_what_readers_bring(folder: Path) -> None:
+    """The files that README's commands name: checkpoints and data of every kind, tiny ones."""
+    from PIL import Image
+
+    for family in ("roberta", "vit", "llama"):
+        more = {"kind": "plain"} if family == "llama" else {}
+        write(folder / "path" / "to" / family, family, **more)
+    rows = [f"what is {i},it is {'even' if i % 2 else 'odd'},{i % 2}" for i in range(90)]
+    (folder / "pairs.csv").write_text("\n".join(["question,answer,label", *rows]))
+    lines = [json.dumps({"prompt": "what is one", "response": "two plus three"})] * 90
+    (folder / "answers.jsonl").write_text("\n".join(lines))
+    with zipfile.ZipFile(folder / "leaves.zip", "w") as archive:
+        for number in range(90):
+            file = io.BytesIO()
+            Image.new("RGB", (9, 9), (number, 90, 0)).save(file, "PNG")
+            archive.writestr(f"{['ash', 'oak'][number % 2]}/{number}.png", file.getvalue())
+    Image.new("RGB", (9, 9)).save(folder / "new_leaf.png")
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -71,6 +96,7 @@ def test_readmes_commands_run(folder):
     """All blocks in order, in one folder, as a reader would; the model is replaced by the offline one."""
     script = "set -eu\n" + "\n".join(blocks("sh")[1:])
     script = script.replace("--model.name minilm", "--model.name tiny --model.max-tokens 16")
+    script = script.replace("path/to/roberta", "path/to/roberta --model.max-tokens 16")
     script = "\n".join(
         line for line in script.splitlines() if not line.startswith(("pip ", "make "))
     )

@@ -133,3 +133,11 @@ def test_nothing_in_the_package_could_run_foreign_code():
     banned = r"import pickle|torch\.load|trust_remote_code|(?<![.\w])(eval|exec)\(|shell=True"
     for path in MODULES:
         assert not re.search(banned, path.read_text()), path.name
+
+
+def test_the_table_of_rooms_in_contributing_is_whole_and_in_order():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    table = text[text.index("| room |") : text.index("Decisions that")]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = re.findall(r"`([a-z_0-9]+)/?`", " ".join(cells))
+    assert named == [room for room in ROOMS if room != "_version"]

@@ -8,7 +8,7 @@ Run: python experiments/small/fashion_mnist.py [--seed 0 --privacy.epsilon 1 ...
 Time: 2 minutes on two cores
 Result (26 November 2026, 1,000 official test images of these classes, seed 0): open classes learnt to 78.4 %;
 FFA-LoRA without privacy 87.2 %, at epsilon 6 86.0 % (1.06 MB a client), plain LoRA at 6 86.6 % (2.04 MB).
-A fifth is chance; differences of a point or two may be too. A first run of 15 x 5 steps, a quarter of these, had
+A fifth is chance; differences of a point or two may be too. A first run of 15 x 5 steps had
 given 82.4, 81.5 and 81.1 %.
 """
 
