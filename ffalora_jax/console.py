@@ -63,6 +63,8 @@ def show_run(run: Run) -> None:
         console.print(f"per site: {each}", highlight=False, markup=False)
         if judged := words.judged(run, "{}"):
             console.print(judged, highlight=False)
+    if words.diverged(run):
+        console.print(f"warning: {words.answer(run)}", style="yellow", markup=False)
     for warning in run.privacy["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"report: {run.folder.report}", highlight=False, markup=False, soft_wrap=True)

@@ -213,7 +213,7 @@ def test_a_run_without_checkpoints_is_refused(refused, finished):
 
 def test_a_run_without_an_adapter_is_refused(refused, finished):
     shutil.copytree(finished, "run", ignore=shutil.ignore_patterns("adapter"))
-    assert_says(refused("predict run --input good.csv"), ["adapter_model.safetensors"])
+    assert_says(refused("predict run --input good.csv"), ["run.json", "has not come far enough"])
 
 
 def test_a_changed_file_of_the_default_model_is_refused(refused, monkeypatch, tmp_path):

@@ -205,3 +205,11 @@ def test_images_of_another_size_are_refused(tmp_path):
     model = load_pretrained(write_family(tmp_path, VIT))
     with pytest.raises(InputError, match="12 x 12 x 3, got 16 x 12 x 3"):
         model(jnp.zeros((2, 16, 12, 3)))
+
+
+def test_a_second_text_has_no_segment_of_its_own_in_roberta(tmp_path):
+    """Tokenizers may number it 1; RoBERTa's table has one row, and an index outside would give NaN."""
+    model = load_pretrained(write_family(tmp_path, ROBERTA))
+    ids = jnp.arange(5, 15)[None]
+    ones = jnp.ones_like(ids)
+    np.testing.assert_array_equal(model(ids, ones, ones), model(ids, ones))

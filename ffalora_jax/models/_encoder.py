@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -47,6 +48,8 @@ def encode(
             f"Expected at most {model.max_positions} tokens (the model's positions), got "
             f"{input_ids.shape[-1]}: lower --model.max-tokens."
         )
+    if model.segments.embedding.shape[0] == 1:  # RoBERTa's; tokenizers may call a second text 1
+        segments = jnp.zeros_like(segments)
     x = model.words(input_ids) + model.positions(places) + model.segments(segments)
     return run_blocks(model.layers, model.norm(x), is_token, remat=model.remat)
 

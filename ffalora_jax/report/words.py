@@ -120,7 +120,7 @@ def answer(run: Run) -> str:
     facts, who, things = row(run), _who(run), _things(run)
     if facts.accuracy is None:
         return f"{who} trained for {facts.rounds} rounds; the run has not reached its final evaluation."
-    if run.metrics[-1].get("test_loss", 0.0) is None:
+    if diverged(run):
         return (
             f"{who} trained for {facts.rounds} rounds, and the run diverged: the model's outputs are no "
             "longer finite numbers. Lower optimizer.learning_rate."
@@ -133,6 +133,11 @@ def answer(run: Run) -> str:
         f"{gained}; every single training {things[:-1]} is protected with epsilon {facts.epsilon:.2f} "
         f"(delta {small(facts.delta)}), and it cost {traffic}."
     )
+
+
+def diverged(run: Run) -> bool:
+    """Whether the model's outputs are no longer finite."""
+    return bool(run.metrics) and run.metrics[-1].get("test_loss", 0.0) is None
 
 
 def _who(run: Run) -> str:
