@@ -206,10 +206,11 @@ def comparison(runs: Sequence[Run]) -> str:
     private, open_ = rows.get(("ffa_lora", True)), rows.get(("ffa_lora", False))
     plain = rows.get(("fedavg_lora", True))
     if private and open_ and private.accuracy is not None and open_.accuracy is not None:
-        cost = 100 * (open_.accuracy - private.accuracy)
-        said.append(f"Privacy cost {cost:.1f} points of accuracy.")
+        cost = _points(open_.accuracy, private.accuracy)
+        free = "Privacy cost no accuracy here."
+        said.append(f"Privacy cost {cost:.1f} points of accuracy." if cost > 0 else free)
     if private and plain and private.accuracy is not None and plain.accuracy is not None:
-        gain = 100 * (private.accuracy - plain.accuracy)
+        gain = _points(private.accuracy, plain.accuracy)
         word = "more" if gain >= 0 else "less"
         share = private.bytes_total / plain.bytes_total if plain.bytes_total else 1.0
         under = (
@@ -221,6 +222,11 @@ def comparison(runs: Sequence[Run]) -> str:
         )
     said.append("These are single runs of one seed: differences of a few points may be chance.")
     return " ".join(said)
+
+
+def _points(one: float, other: float) -> float:
+    """Percentage points between two shares as the table prints them: a reader's subtraction agrees."""
+    return round(100 * one, 1) - round(100 * other, 1)
 
 
 def _same_privacy(one: Row, other: Row) -> bool:
