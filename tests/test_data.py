@@ -1,19 +1,15 @@
-"""Data sets: every form of the same content gives the same examples; archives are only data."""
+"""Data sets: every form of the same content gives the same examples."""
 
 import csv
 import gzip
 import io
 import json
-import stat
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
 
-from ffalora_jax import fetch
 from ffalora_jax.config import DataConfig, Experiment
-from ffalora_jax.data import as_dataset, jsonl, parquet, synthetic, vader
+from ffalora_jax.data import as_dataset, jsonl, parquet, synthetic
 from ffalora_jax.data import csv as csv_files
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import load_dataset
@@ -249,104 +245,3 @@ def test_a_broken_file_is_refused_with_the_place(name, module, content, words, t
     with pytest.raises(InputError) as raised:
         module.build(DataConfig(path=str(tmp_path / name)), 0)
     assert all(word in str(raised.value) for word in words)
-
-
-def tar_of(members):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return file.getvalue()
-
-
-@pytest.fixture
-def vader_folder(tmp_path, monkeypatch):
-    """A folder with an sdist of the published form, its hashes taken for the published ones."""
-    rated = "1\t2.1\tlovely\n2\t-1.5\tso\ttabbed\n3\t0.4\ttoo weak\n\n4\t-0.5\tjust enough\n"
-    home = "hutto_ICWSM_2014"
-    inner = tar_of({f"{home}/{name}": rated.encode() for name in vader.SITES.values()})
-    sdist = tar_of({f"vaderSentiment-3.3.2/additional_resources/{vader.INNER}": inner})
-    monkeypatch.setattr(vader, "INNER_SHA256", fetch.sha256(inner))
-    monkeypatch.setattr(vader, "SDIST_SHA256", fetch.sha256(sdist))
-    (tmp_path / "vaderSentiment-3.3.2.tar.gz").write_bytes(sdist)
-    return tmp_path
-
-
-def test_vader_is_the_sign_of_ratings_away_from_zero(vader_folder):
-    dataset = vader.build(DataConfig(path=str(vader_folder)), 0)
-    assert dataset.client_names == ("movies", "amazon", "nyt", "tweets")
-    assert dataset.clients.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert dataset.inputs["text"][:3] == ["lovely", "so\ttabbed", "just enough"]
-    assert dataset.labels[:3].tolist() == [1, 0, 0]
-
-
-def test_vader_reads_the_inner_archive_alone(vader_folder, tmp_path):
-    sdist = tmp_path / "vaderSentiment-3.3.2.tar.gz"
-    members = fetch.read_tar(sdist.read_bytes())
-    sdist.unlink()
-    (tmp_path / vader.INNER).write_bytes(next(iter(members.values())))
-    assert len(vader.build(DataConfig(path=str(vader_folder)), 0)) == 12
-
-
-def test_vader_with_a_changed_byte_is_refused(vader_folder):
-    file = vader_folder / "vaderSentiment-3.3.2.tar.gz"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(InputError, match="sha256"):
-        vader.build(DataConfig(path=str(vader_folder)), 0)
-
-
-def test_fetched_files_are_kept_and_a_change_in_the_cache_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("FFALORA_CACHE", str(tmp_path))
-    hashes = {"file": fetch.sha256(b"content")}
-    assert fetch.stored("datasets", "some", hashes) is None
-    with pytest.raises(InputError, match="not the published one"):
-        fetch.store("datasets", "some", {"file": b"other"}, hashes)
-    assert fetch.stored("datasets", "some", hashes) is None
-    kept = fetch.store("datasets", "some", {"file": b"content"}, hashes)
-    assert fetch.stored("datasets", "some", hashes) == kept
-    (kept / "file").write_bytes(b"contents")
-    with pytest.raises(InputError, match="sha256"):
-        fetch.stored("datasets", "some", hashes)
-
-
-def tar_with_links():
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, kind in {"soft": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}.items():
-            link = tarfile.TarInfo(name)
-            link.type, link.linkname = kind, "/etc/hostname"
-            archive.addfile(link)
-        info = tarfile.TarInfo("folder/file")
-        info.size = 4
-        archive.addfile(info, io.BytesIO(b"text"))
-    return file.getvalue()
-
-
-def zip_with_links():
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        link = zipfile.ZipInfo("soft")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(link, "/etc/hostname")
-        archive.mkdir("folder")
-        archive.writestr("folder/file", b"text")
-    return file.getvalue()
-
-
-ARCHIVES = [(fetch.read_tar, tar_with_links), (fetch.read_zip, zip_with_links)]
-
-
-@pytest.mark.parametrize(("read", "make"), ARCHIVES)
-def test_links_in_archives_are_passed_over(read, make):
-    assert read(make()) == {"folder/file": b"text"}
-
-
-@pytest.mark.parametrize(("read", "make"), ARCHIVES)
-def test_an_archive_that_unpacks_to_too_much_is_refused(read, make, monkeypatch):
-    monkeypatch.setattr(fetch, "MOST_BYTES", 3)
-    with pytest.raises(InputError, match="4 bytes, expected at most 3"):
-        read(make())
