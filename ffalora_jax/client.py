@@ -19,6 +19,7 @@ from ffalora_jax.clipping import Blocks, ClipFacts, clipped_sum_in_blocks
 from ffalora_jax.cohort import Batch, ClientData, Examples, draw_local_batches
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism
+from ffalora_jax.probes import Packing, packed_clipped_sum
 from ffalora_jax.tasks import Task
 from ffalora_jax.types import Adapters, Tree
 
@@ -59,6 +60,7 @@ def make_local_update(
     local_steps: int,
     capacity: int,
     blocks: Blocks,
+    packing: Packing | None = None,
 ) -> Callable:
     """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, ClientFacts)``.
 
@@ -78,10 +80,16 @@ def make_local_update(
         def step(carry, here):
             trained, optimizer_state = carry
             index, batch = here
-            loss = partial(example_loss, index=index)
-            total, facts = clipped_sum_in_blocks(
-                loss, trained, data, batch, mechanism.clip_norm, blocks
-            )
+            if packing is None:
+                loss = partial(example_loss, index=index)
+                total, facts = clipped_sum_in_blocks(
+                    loss, trained, data, batch, mechanism.clip_norm, blocks
+                )
+            else:
+                parts = frozen.backbone, frozen.adapters, trained
+                total, facts = packed_clipped_sum(
+                    model, task, *parts, data, batch, mechanism.clip_norm, packing
+                )
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
             gradient = mechanism.private_grad(key, total, me.noise_multiplier)
             change, optimizer_state = optimizer.update(gradient, optimizer_state, trained)

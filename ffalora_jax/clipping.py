@@ -74,14 +74,18 @@ def clipped_sum(
         # Accelerators round the inputs of a float32 product unless told not to: then C is overshot.
         return jnp.einsum("e,e...->...", scale, finite, precision=jax.lax.Precision.HIGHEST)
 
-    facts = ClipFacts(
+    return jax.tree.map(total, gradients), facts_of(is_real, kept, norms, losses, clip_norm)
+
+
+def facts_of(is_real, kept, norms, losses, clip_norm) -> ClipFacts:
+    """Returns the facts of some examples: which are real, which of those count, their norms and losses."""
+    return ClipFacts(
         num_real=_count(is_real),
         num_clipped=_count(kept & (norms > clip_norm)),
         num_broken=_count(is_real & ~kept),
         norm_sum=jnp.sum(jnp.where(kept, norms, 0.0)),
         loss_sum=jnp.sum(jnp.where(kept, losses.astype(jnp.float32), 0.0)),
     )
-    return jax.tree.map(total, gradients), facts
 
 
 def clipped_sum_in_blocks(

@@ -37,6 +37,13 @@ class Experiment:
     client_chunk: Annotated[
         str, Doc("clients computed at once: auto, or a number (memory against speed)")
     ] = "auto"
+    packing: Annotated[
+        bool,
+        Doc(
+            "compute only what a draw filled, texts laid one after another into rows (fast); false: every "
+            "slot of the capacity, padded: fixed work, whatever is drawn"
+        ),
+    ] = True
     weighted: Annotated[
         bool, Doc("average the clients by their number of examples (reveals the sizes)")
     ] = False

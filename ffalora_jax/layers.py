@@ -37,6 +37,19 @@ def attend(
     return jnp.einsum("...hqk,...khc->...qhc", weights, value)
 
 
+@jax.custom_vjp
+def isolate(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Zeroes what is not finite, forwards and backwards: in a product over a row 0 * nan would be nan.
+
+    Where all is finite it changes nothing. A broken example stays broken: its own tokens keep their nan
+    beside the attention, so its loss is nan and it is counted out.
+    """
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+isolate.defvjp(lambda x: (isolate(x), None), lambda _, g: (jnp.where(jnp.isfinite(g), g, 0),))
+
+
 def mean_pool(
     hidden: Float[Array, "*batch token feature"], is_token: Bool[Array, "*batch token"]
 ) -> Float[Array, "*batch feature"]:
@@ -75,7 +88,7 @@ def layer_norm(features: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNor
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of all real tokens over one another, with biases: BERT, RoBERTa, ViT."""
+    """Multi-head attention, with biases: BERT, RoBERTa, ViT. ``seen`` as in ``attend``."""
 
     def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs, use_bias: bool = True):
         self.heads = heads
@@ -85,14 +98,19 @@ class SelfAttention(nnx.Module):
         self.output = linear(features, features, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "*batch token feature"], is_token: Bool[Array, "*batch token"]
+        self, x: Float[Array, "*batch token feature"], seen: Bool[Array, "*batch query token"]
     ) -> Float[Array, "*batch token feature"]:
-        def split(y):
-            return y.reshape(*y.shape[:-1], self.heads, -1)
+        shared = (
+            seen.shape[-2] > 1
+        )  # several examples in a row: a broken one must not meet the others
 
-        seen = is_token[..., None, :]
+        def split(y):
+            y = y.reshape(*y.shape[:-1], self.heads, -1)
+            return isolate(y) if shared else y
+
         mixed = attend(split(self.query(x)), split(self.key(x)), split(self.value(x)), seen)
-        return self.output(mixed.reshape(x.shape))
+        mixed = mixed.reshape(x.shape)
+        return self.output(isolate(mixed) if shared else mixed)
 
 
 class PostNormBlock(nnx.Module):
@@ -107,9 +125,9 @@ class PostNormBlock(nnx.Module):
         self.output_norm = layer_norm(features, epsilon, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "*batch token feature"], is_token: Bool[Array, "*batch token"]
+        self, x: Float[Array, "*batch token feature"], seen: Bool[Array, "*batch query token"]
     ) -> Float[Array, "*batch token feature"]:
-        x = self.attention_norm(x + self.attention(x, is_token))
+        x = self.attention_norm(x + self.attention(x, seen))
         return self.output_norm(x + self.down(exact_gelu(self.up(x))))
 
 

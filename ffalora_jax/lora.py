@@ -15,49 +15,10 @@ from jaxtyping import Array, Float
 from ffalora_jax import rng
 from ffalora_jax.errors import InputError
 from ffalora_jax.layers import StackedBlocks
+from ffalora_jax.lora_layers import AdapterLeaf, DropoutKey, LoraLinear, Probe, TrainableHead
+from ffalora_jax.packing import Packed
 from ffalora_jax.targets import Adapted, Targets
 from ffalora_jax.types import Adapters, Tree
-
-
-class AdapterLeaf(nnx.Variable):
-    """A leaf that may be trained; the type by which the model is split."""
-
-
-class DropoutKey(nnx.Variable):
-    """The key of one layer's dropout in one training step of one example."""
-
-
-class LoraLinear(nnx.Module):
-    """A dense layer with a low-rank detour."""
-
-    def __init__(self, base: nnx.Linear, adapted: Adapted, dropout: float):
-        self.base, self.scaling, self.dropout = base, adapted.scaling, dropout
-        self.lora_a = AdapterLeaf(jax.ShapeDtypeStruct((base.in_features, adapted.rank), "float32"))
-        self.lora_b = AdapterLeaf(
-            jax.ShapeDtypeStruct((adapted.rank, base.out_features), "float32")
-        )
-        self.dropout_key = DropoutKey(jax.ShapeDtypeStruct((), "uint32")) if dropout else None
-
-    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        seen = x
-        if self.dropout_key is not None:
-            kept = jax.random.bernoulli(self.dropout_key[...], 1 - self.dropout, x.shape)
-            seen = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
-        detour = (seen @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        return self.base(x) + self.scaling * detour
-
-
-class TrainableHead(nnx.Module):
-    """The last dense layer, with its kernel and bias among the adapters."""
-
-    def __init__(self, base: nnx.Linear):
-        self.head_kernel = AdapterLeaf(jax.ShapeDtypeStruct(base.kernel.shape, "float32"))
-        self.head_bias = AdapterLeaf(jax.ShapeDtypeStruct((base.out_features,), "float32"))
-
-    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        logits = x @ self.head_kernel[...]
-        bias = self.head_bias[...]
-        return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
 
 
 class LoraModel(NamedTuple):
@@ -75,6 +36,9 @@ class LoraModel(NamedTuple):
     adapted: dict[str, Adapted]
     """Rank and scaling of every layer that has a detour."""
     dropout: float = 0.0
+    apply_probed: Callable[..., tuple[Array, dict[str, Array]]] | None = None
+    """(backbone, adapters, probes by layer, packed rows) -> logits by slot, and what each probed layer was
+    given; None where a model has no form for packed rows."""
 
 
 def inject(
@@ -131,8 +95,24 @@ def inject(
         parts = _placed(dropping.places, adapters), _placed(drops, keys), backbone
         return nnx.merge(dropping.graph, *parts)(*inputs, **named)
 
+    def apply_probed(backbone, adapters, probes, packed: Packed):
+        module: Any = nnx.merge(plain.graph, _placed(plain.places, adapters), {}, backbone)
+        probed = {name: _at(module, name) for name in probes}
+        for name, layer in probed.items():
+            layer.probe = Probe(probes[name])
+        logits = module.packed(packed)
+        return logits, {name: layer.given[...] for name, layer in probed.items()}
+
+    can_pack = hasattr(model, "packed") and not (scan_layers or dropout)
     return LoraModel(
-        apply, apply_training, plain.backbone, plain.shapes, plain.start, plain.adapted, dropout
+        apply,
+        apply_training,
+        plain.backbone,
+        plain.shapes,
+        plain.start,
+        plain.adapted,
+        dropout,
+        apply_probed if can_pack else None,
     )
 
 
@@ -277,14 +257,18 @@ def _dotted(path) -> str:
 
 
 def _replace(model: nnx.Module, path: str, module: nnx.Module) -> None:
-    *parents, last = path.split(".")
-    owner: Any = model
-    for part in parents:
-        owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
+    parents, _, last = path.rpartition(".")
+    owner = _at(model, parents)
     if last.isdigit():
         owner[int(last)] = module
     else:
         setattr(owner, last, module)
+
+
+def _at(model: Any, path: str) -> Any:
+    for part in path.split(".") if path else ():
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model
 
 
 def _leaf_parents(tree, path=()) -> list[tuple[tuple, dict]]:

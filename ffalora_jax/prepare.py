@@ -26,6 +26,7 @@ from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.methods import Method
 from ffalora_jax.partition import Owners
 from ffalora_jax.pretrained import Loaded
+from ffalora_jax.probes import KNOWN, Packing
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
@@ -33,6 +34,9 @@ from ffalora_jax.types import HEAD_LEAVES, Adapters
 
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
+
+ROW_TOKENS, BLOCK_TOKENS = 64, 256
+"""Tokens of a row (at least) and of the rows that are computed at once, on a CPU."""
 
 
 class Prepared(NamedTuple):
@@ -54,6 +58,7 @@ class Prepared(NamedTuple):
     state: RoundState
     settings: RoundSettings
     blocks: Blocks
+    packing: Packing | None
     optimizer: optax.GradientTransformation
 
     @property
@@ -71,6 +76,7 @@ class Prepared(NamedTuple):
             self.experiment.local_steps,
             self.plan.capacity,
             self.blocks,
+            self.packing,
         )
         return make_round(local_update, self.method, self.settings)
 
@@ -138,7 +144,8 @@ def prepare(
             weighted=experiment.weighted,
             rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
         ),
-        _blocks(chunk, plan.capacity, encoded.widths),
+        _blocks(experiment, chunk, plan.capacity, encoded),
+        _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None,
         optimizer,
     )
 
@@ -198,8 +205,26 @@ def _chunk(setting: str, cohort_size: int) -> int:
     return min(int(setting), cohort_size)
 
 
-def _blocks(chunk: int, capacity: int, widths: tuple[int, ...]) -> Blocks:
+def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded) -> Blocks:
     """Small blocks of several widths pay where clients run one at a time; else one block of all."""
-    if chunk == 1 and jax.default_backend() == "cpu":
+    *_, full = widths = encoded.widths
+    if experiment.packing and chunk == 1 and jax.default_backend() == "cpu":
         return Blocks(CPU_BLOCK, widths)
-    return Blocks(capacity, widths[-1:])
+    return Blocks(capacity, (full,))
+
+
+def _packing(model: LoraModel, state: RoundState, encoded: Encoded) -> Packing | None:
+    """Returns how texts share rows; None where the model, the task or a trained leaf has no form for it."""
+    trained = {
+        name
+        for tree in (state.adapters, state.personal)
+        for found in tree.values()
+        for name in found
+    }
+    ids = encoded.inputs.get("input_ids")
+    if model.apply_probed is None or ids is None or "response_mask" in encoded.inputs:
+        return None
+    if not trained <= set(KNOWN) or jax.default_backend() != "cpu":
+        return None
+    width = max(ids.shape[1], ROW_TOKENS)
+    return Packing(width, max(1, BLOCK_TOKENS // width))

@@ -35,23 +35,27 @@ def add_encoder(model: Any, config: dict[str, Any], rngs: nnx.Rngs) -> None:
     model.vocab_size, model.remat = config["vocab_size"], False
 
 
-def encode(
-    model: Any,
-    input_ids: Int[Array, "*batch token"],
-    places: Int[Array, "*batch token"],
-    segments: Int[Array, "*batch token"],
-    is_token: Bool[Array, "*batch token"],
-) -> Float[Array, "*batch token feature"]:
-    """Returns the last hidden states."""
+def check_positions(model: Any, input_ids: Int[Array, "*batch token"]) -> None:
+    """Refuses more tokens than the model has positions: a lookup would give the last one again."""
     if input_ids.shape[-1] > model.max_positions:
         raise InputError(
             f"Expected at most {model.max_positions} tokens (the model's positions), got "
             f"{input_ids.shape[-1]}: lower --model.max-tokens."
         )
+
+
+def encode(
+    model: Any,
+    input_ids: Int[Array, "*batch token"],
+    places: Int[Array, "*batch token"],
+    segments: Int[Array, "*batch token"],
+    seen: Bool[Array, "*batch query token"],
+) -> Float[Array, "*batch token feature"]:
+    """Returns the last hidden states; ``seen`` as in ``layers.attend``."""
     if model.segments.embedding.shape[0] == 1:  # RoBERTa's; tokenizers may call a second text 1
         segments = jnp.zeros_like(segments)
     x = model.words(input_ids) + model.positions(places) + model.segments(segments)
-    return run_blocks(model.layers, model.norm(x), is_token, remat=model.remat)
+    return run_blocks(model.layers, model.norm(x), seen, remat=model.remat)
 
 
 def refuse_other_kinds(config: dict[str, Any]) -> None:

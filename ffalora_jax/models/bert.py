@@ -12,7 +12,14 @@ from jaxtyping import Array, Float, Int
 
 from ffalora_jax.layers import linear, mean_pool
 from ffalora_jax.models import Model, WeightRule, dense_rules
-from ffalora_jax.models._encoder import HF_NAMES, add_encoder, encode, encoder_rules
+from ffalora_jax.models._encoder import (
+    HF_NAMES,
+    add_encoder,
+    check_positions,
+    encode,
+    encoder_rules,
+)
+from ffalora_jax.packing import Packed
 
 CLASSIFIER = "BertForSequenceClassification"
 
@@ -34,13 +41,21 @@ class Bert(nnx.Module):
         attention_mask: Array,
         token_type_ids: Int[Array, "*batch token"] | None = None,
     ) -> Float[Array, "*batch classes"]:
+        check_positions(self, input_ids)
         is_token = attention_mask.astype(bool)
         segments = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         places = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
-        x = encode(self, input_ids, places, segments, is_token)
+        x = encode(self, input_ids, places, segments, is_token[..., None, :])
         if self.pooler is None:
             return self.head(mean_pool(x, is_token))
         return self.head(jnp.tanh(self.pooler(x[..., 0, :])))
+
+    def packed(self, rows: Packed) -> Float[Array, "slot classes"]:
+        """The same for examples that share rows."""
+        x = encode(self, rows.input_ids, rows.places, rows.token_type_ids, rows.seen)
+        if self.pooler is None:
+            return self.head(rows.means(x))
+        return self.head(jnp.tanh(self.pooler(rows.first_tokens(x))))
 
 
 RULES = (

@@ -13,7 +13,14 @@ from jaxtyping import Array, Float, Int
 
 from ffalora_jax.layers import linear
 from ffalora_jax.models import Model, WeightRule, dense_rules
-from ffalora_jax.models._encoder import HF_NAMES, add_encoder, encode, encoder_rules
+from ffalora_jax.models._encoder import (
+    HF_NAMES,
+    add_encoder,
+    check_positions,
+    encode,
+    encoder_rules,
+)
+from ffalora_jax.packing import Packed
 
 CLASSIFIER = "RobertaForSequenceClassification"
 
@@ -36,12 +43,24 @@ class Roberta(nnx.Module):
         attention_mask: Array,
         token_type_ids: Int[Array, "*batch token"] | None = None,
     ) -> Float[Array, "*batch classes"]:
+        check_positions(self, input_ids)
         is_token = attention_mask.astype(bool)
         counted = is_token & (input_ids != self.padding_id)
         places = jnp.where(counted, jnp.cumsum(counted, axis=-1), 0) + self.padding_id
         segments = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        x = encode(self, input_ids, places, segments, is_token)
+        x = encode(self, input_ids, places, segments, is_token[..., None, :])
         return self.head(jnp.tanh(self.pooler(x[..., 0, :])))
+
+    def packed(self, rows: Packed) -> Float[Array, "slot classes"]:
+        """The same for examples that share rows."""
+        counted = (rows.owner >= 0) & (rows.input_ids != self.padding_id)
+        before = jnp.cumsum(counted, axis=-1) - counted
+        began = jnp.take_along_axis(
+            before, jnp.arange(counted.shape[-1])[None] - rows.places, axis=-1
+        )
+        places = jnp.where(counted, before - began + 1, 0) + self.padding_id
+        x = encode(self, rows.input_ids, places, rows.token_type_ids, rows.seen)
+        return self.head(jnp.tanh(self.pooler(rows.first_tokens(x))))
 
 
 RULES = (

@@ -35,9 +35,9 @@ class Block(nnx.Module):
         self.down = linear(config["intermediate_size"], features, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "*batch token feature"], is_token: Bool[Array, "*batch token"]
+        self, x: Float[Array, "*batch token feature"], seen: Bool[Array, "*batch query token"]
     ) -> Float[Array, "*batch token feature"]:
-        x = x + self.attention(self.attention_norm(x), is_token)
+        x = x + self.attention(self.attention_norm(x), seen)
         return x + self.down(exact_gelu(self.up(self.output_norm(x))))
 
 
@@ -77,7 +77,9 @@ class ViT(nnx.Module):
         x = jnp.concatenate([first, x], axis=-2)
         places = self.positions[...]
         x = x + places.reshape((1,) * (x.ndim - 2) + places.shape)
-        x = run_blocks(self.layers, x, jnp.ones(x.shape[:-1], bool), remat=self.remat)
+        x = run_blocks(
+            self.layers, x, jnp.ones((*x.shape[:-2], 1, x.shape[-2]), bool), remat=self.remat
+        )
         return self.head(self.norm(x)[..., 0, :])
 
 

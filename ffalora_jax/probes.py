@@ -1,0 +1,174 @@
+"""Clipped sums without per-example gradients: one backward pass to a zero beside every adapted layer.
+
+With h_t = x_t A kept from the forward pass and d_t the gradient with respect to a zero (the *probe*) added
+to the layer's output, the gradient of an example's loss is, summed over its own tokens,
+
+    dB = scaling sum_t h_t^T d_t,     dA = scaling sum_t x_t^T (d_t B^T).
+
+Its squared norm is sum_{t,u} (l_t . l_u)(r_t . r_u) over pairs of its tokens (Goodfellow 2015,
+arXiv:1510.01799), and the clipped sum is one product, sum_t c(t) l_t^T r_t. So examples may lie anywhere
+in a row, and nothing is ever stored once an example but its norm.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ffalora_jax import adapters as leaves
+from ffalora_jax.clipping import ClipFacts, facts_of
+from ffalora_jax.cohort import Batch, ClientData, longest_first
+from ffalora_jax.lora import LoraModel
+from ffalora_jax.packing import Packed, gather, pack
+from ffalora_jax.tasks import Task
+from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
+
+KNOWN = ("lora_a", "lora_b", *HEAD_LEAVES)
+"""Leaves whose gradients are outer products of what a probe sees."""
+
+CANCELLED = 2.0**-20
+"""Share of the tokens' own squares that is added to a squared norm: where tokens cancel one another, the
+rounding of the products is of their size and not of the sum's, and a norm too small would clip too little."""
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+class Packing(NamedTuple):
+    """How rows are computed: static sizes, no influence on the result beyond rounding."""
+
+    width: int
+    """Tokens of a row."""
+    rows: int
+    """Rows at once."""
+
+
+class Pair(NamedTuple):
+    """A leaf's gradient as outer products: sum over tokens (or slots) of left^T right."""
+
+    left: Float[Array, "*token a"]
+    right: Float[Array, "*token b"]
+
+
+def packed_clipped_sum(
+    model: LoraModel,
+    task: Task,
+    backbone: Tree,
+    frozen: Adapters,
+    trained: Adapters,
+    data: ClientData,
+    batch: Batch,
+    clip_norm: float | Float[Array, ""],
+    packing: Packing,
+) -> tuple[Tree, ClipFacts]:
+    """Does ``clipping.clipped_sum`` over a draw, packed into rows, as many blocks of rows as it filled.
+
+    Guarantee: as ``clipped_sum``: each example's gradient over all trained leaves together is clipped to
+    ``clip_norm``, examples that are not finite count as zero and harm no other, norms and sums are
+    float32. The trip count depends on the draw: fixed work needs ``packing = false``.
+    """
+    batch = longest_first(batch, data.lengths)
+    rows = pack(batch, data.lengths[batch.rows], packing.width)
+    adapters, apply = leaves.merge(frozen, trained), model.apply_probed
+    assert apply is not None, "chosen by prepare, where the model has that form"
+    labels = data.labels[batch.rows]
+
+    def block(index):
+        begin = index * packing.rows
+        packed = gather(data, rows, begin, packing.rows, packing.width)
+        here = batch.is_real & (rows.row >= begin) & (rows.row < begin + packing.rows)
+
+        def total_loss(probes):
+            logits, given = apply(backbone, adapters, probes, packed)
+            losses = jax.vmap(lambda row, label: task.loss(lambda **_: row, {}, label))(
+                logits, labels
+            )
+            return jnp.sum(jnp.where(here, losses, 0.0)), (losses, given)
+
+        probes = _probes(model, trained, packed)
+        slopes, (losses, given) = jax.grad(total_loss, has_aux=True)(probes)
+        pairs = _pairs(model, adapters, trained, given, slopes)
+        norms = jnp.sqrt(_squared_norms(pairs, packed))
+        kept = here & jnp.isfinite(norms) & jnp.isfinite(losses)
+        scale = jnp.where(kept, jnp.minimum(1.0, clip_norm / jnp.where(norms > 0, norms, 1.0)), 0.0)
+        total = {
+            layer: {
+                name: _weighted(pair, scale, packed).reshape(trained[layer][name].shape)
+                for name, pair in found.items()
+            }
+            for layer, found in pairs.items()
+        }
+        return total, facts_of(here, kept, norms, losses, clip_norm)
+
+    shapes = jax.eval_shape(block, jnp.int32(0))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.fori_loop(
+        0,
+        -(-rows.count // packing.rows),
+        lambda i, total: jax.tree.map(jnp.add, total, block(i)),
+        zero,
+    )
+
+
+def _probes(model: LoraModel, trained: Adapters, packed: Packed) -> dict[str, Array]:
+    """Returns a zero for the output of every layer with trained leaves."""
+    found = {}
+    for layer in trained:
+        shapes = model.shapes[layer]
+        if "lora_b" in shapes:
+            found[layer] = jnp.zeros((*packed.owner.shape, shapes["lora_b"][1]), jnp.float32)
+        else:
+            classes = shapes["head_bias"]
+            found[layer] = jnp.zeros((*packed.first.shape, *classes), jnp.float32)
+    return found
+
+
+def _pairs(model, adapters, trained, given, slopes) -> dict[str, dict[str, Pair]]:
+    pairs: dict[str, dict[str, Pair]] = {}
+    for layer, names in trained.items():
+        x, d = given[layer].astype(jnp.float32), slopes[layer].astype(jnp.float32)
+        mine = pairs[layer] = {}
+        if "lora_a" in names or "lora_b" in names:
+            scaled = model.adapted[layer].scaling * d
+        if "lora_b" in names:
+            mine["lora_b"] = Pair(jnp.matmul(x, adapters[layer]["lora_a"], precision=EXACT), scaled)
+        if "lora_a" in names:
+            mine["lora_a"] = Pair(
+                x, jnp.matmul(scaled, adapters[layer]["lora_b"].T, precision=EXACT)
+            )
+        if "head_kernel" in names:
+            mine["head_kernel"] = Pair(x, d)
+            mine["head_bias"] = Pair(jnp.ones((*d.shape[:-1], 1), jnp.float32), d)
+    return pairs
+
+
+def _squared_norms(pairs: dict[str, dict[str, Pair]], packed: Packed) -> Float[Array, " slot"]:
+    """Returns every example's squared gradient norm over all leaves."""
+    by_slot = jnp.zeros(packed.first.shape, jnp.float32)
+    products = jnp.zeros(packed.seen.shape, jnp.float32)
+    alone = jnp.zeros(packed.owner.shape, jnp.float32)
+    for found in pairs.values():
+        for left, right in found.values():
+            if left.ndim == 2:
+                by_slot += jnp.sum(left**2, axis=-1) * jnp.sum(right**2, axis=-1)
+            else:
+                products += _products(left) * _products(right)
+                alone += jnp.sum(left**2, axis=-1) * jnp.sum(right**2, axis=-1)
+    own = jnp.sum(jnp.where(packed.seen, products, 0.0), axis=-1)
+    return jnp.maximum(by_slot + packed.totals(own), 0.0) + CANCELLED * packed.totals(alone)
+
+
+def _products(x: Float[Array, "row token feature"]) -> Float[Array, "row token token"]:
+    return jnp.einsum("rtf,ruf->rtu", x, x, precision=EXACT)
+
+
+def _weighted(pair: Pair, scale: Float[Array, " slot"], packed: Packed) -> Array:
+    """Returns sum_t scale(t) left_t^T right_t; what weighs nothing is left out, whatever it holds."""
+    left, right = pair
+    weight = scale
+    if left.ndim == 3:
+        weight = jnp.where(packed.owner >= 0, scale[packed.owner], 0.0)
+    kept = (weight > 0)[..., None]
+    left = jnp.where(kept, left * weight[..., None], 0.0).reshape(-1, left.shape[-1])
+    right = jnp.where(kept, right, 0.0).reshape(-1, right.shape[-1])
+    return jnp.matmul(left.T, right, precision=EXACT)

@@ -1,0 +1,93 @@
+"""Packed rows: every example whole and alone in them, whatever was drawn."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffalora_jax.cohort import Batch, client_data, longest_first
+from ffalora_jax.packing import NOBODY, gather, pack
+
+WIDTH, CAPACITY = 12, 9
+DRAWS = st.lists(st.tuples(st.integers(1, WIDTH), st.booleans()), min_size=9, max_size=9)
+
+
+def laid_out(draw, rows_at_once=CAPACITY, begin=0):
+    """Packs a draw; token t of example e is 100 e + t + 1."""
+    lengths = np.array([length for length, _ in draw])
+    ids = 100 * np.arange(CAPACITY)[:, None] + np.arange(WIDTH) + 1
+    ids = np.where(np.arange(WIDTH) < lengths[:, None], ids, 0).astype(np.int32)
+    types = np.where(np.arange(WIDTH) < lengths[:, None] // 2, 0, 1).astype(np.int32)
+    inputs = {"input_ids": ids, "token_type_ids": types}
+    data = client_data(inputs, np.zeros(CAPACITY), lengths, [np.arange(CAPACITY)])
+    batch = Batch(jnp.arange(CAPACITY), jnp.array([real for _, real in draw]))
+    batch = longest_first(batch, data.lengths)
+    rows = pack(batch, data.lengths[batch.rows], WIDTH)
+    return data, batch, rows, gather(data, rows, jnp.int32(begin), rows_at_once, WIDTH)
+
+
+@settings(max_examples=60, deadline=None)
+@given(DRAWS)
+def test_every_example_lies_whole_in_one_row_and_no_token_belongs_to_two(draw):
+    data, batch, rows, packed = laid_out(draw)
+    owner, ids, places = (np.asarray(x) for x in (packed.owner, packed.input_ids, packed.places))
+    for slot, (example, real) in enumerate(zip(batch.rows, batch.is_real, strict=True)):
+        where = np.argwhere(owner == slot)
+        if not real:
+            assert len(where) == 0
+            continue
+        length = int(data.lengths[example])
+        row, start = int(rows.row[slot]), int(rows.start[slot])
+        assert where.tolist() == [[row, start + t] for t in range(length)]
+        here = ids[row, start : start + length]
+        assert here.tolist() == [100 * int(example) + t + 1 for t in range(length)]
+        assert places[row, start : start + length].tolist() == list(range(length))
+        types = np.asarray(packed.token_type_ids)[row, start : start + length]
+        assert (
+            types.tolist() == np.asarray(data.inputs["token_type_ids"])[example, :length].tolist()
+        )
+        assert int(packed.first[slot]) == row * WIDTH + start
+    assert (ids[owner == NOBODY] == 0).all()
+    assert int(rows.count) == len(
+        {int(r) for r, real in zip(rows.row, batch.is_real, strict=True) if real}
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(DRAWS, st.integers(1, 3))
+def test_rows_taken_some_at_a_time_are_the_rows_taken_at_once(draw, at_once):
+    whole = laid_out(draw)[3]
+    for begin in range(0, CAPACITY - at_once + 1, at_once):
+        part = laid_out(draw, at_once, begin)[3]
+        for name in ("input_ids", "token_type_ids", "owner", "places"):
+            np.testing.assert_array_equal(
+                getattr(part, name), getattr(whole, name)[begin : begin + at_once]
+            )
+
+
+def test_two_thirds_of_the_rows_of_first_come_first_served_are_enough_here():
+    """Longest first, each into the first row with room, leaves next to nothing empty."""
+    lengths = [3, 9, 4, 8, 5, 7, 6, 6, 12]
+    _, _, rows, _ = laid_out([(n, True) for n in lengths])
+    assert int(rows.count) == -(-sum(lengths) // WIDTH)
+
+
+def test_tokens_see_their_own_example_and_means_are_over_it():
+    draw = [(5, True), (4, True), (3, True)] + [(2, False)] * 6
+    _, _, _, packed = laid_out(draw)
+    owner, seen = np.asarray(packed.owner), np.asarray(packed.seen)
+    expected = (owner[:, :, None] == owner[:, None, :]) & (owner[:, :, None] >= 0)
+    np.testing.assert_array_equal(seen, expected)
+    values = np.random.default_rng(0).normal(size=(*owner.shape, 4)).astype(np.float32)
+    means = np.asarray(packed.means(jnp.asarray(values)))
+    firsts = np.asarray(packed.first_tokens(jnp.asarray(values)))
+    for slot in range(3):
+        np.testing.assert_allclose(means[slot], values[owner == slot].mean(0), rtol=1e-5)
+        np.testing.assert_array_equal(firsts[slot], values[owner == slot][0])
+    assert (means[3:] == 0).all()
+
+
+def test_an_empty_draw_fills_no_row():
+    _, _, rows, packed = laid_out([(3, False)] * CAPACITY)
+    assert int(rows.count) == 0
+    assert (np.asarray(packed.owner) == NOBODY).all()
