@@ -1,4 +1,4 @@
-"""The packed form is the padded one: the same clipped sums for every model and leaf; no text meets another."""
+"""The packed form is the padded one: same clipped sums for every model and leaf; no text meets another."""
 
 import jax
 import jax.numpy as jnp

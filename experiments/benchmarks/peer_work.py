@@ -4,6 +4,7 @@ Used by `against_peers.py`; not run by itself. The peers' folder (`--peers`) is 
 `common` and `inputs`, which need NumPy alone.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -226,7 +227,7 @@ def _text_data(workload, inputs, weights, seed) -> tuple[ClientData, Batch]:
     labels = np.array([label for shard in shards for _, label in shard])
     mask = np.arange(workload.length) < lengths[:, None]
     ids[mask] = np.concatenate([tokens for shard in shards for tokens, _ in shard])
-    owners = [np.arange(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    owners = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
     data = client_data({"input_ids": ids, "attention_mask": mask}, labels, lengths, owners)
     capacity = default_capacity(workload.batch)
     shape = (workload.clients, workload.local_steps, capacity)
