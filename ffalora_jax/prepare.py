@@ -30,10 +30,13 @@ from ffalora_jax.probes import KNOWN, Packing
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
-from ffalora_jax.types import HEAD_LEAVES, Adapters
+from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
+
+TOY_SIZE = 20_000
+"""Numbers in a backbone below which a CPU, too, runs all clients at once."""
 
 ROW_TOKENS, BLOCK_TOKENS = 64, 256
 """Tokens of a row (at least) and of the rows that are computed at once, on a CPU."""
@@ -115,7 +118,7 @@ def prepare(
     encoded = encode(dataset, loaded, experiment.model.max_tokens)
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
-    chunk = _chunk(experiment.client_chunk, cohort_size)
+    chunk = choose_chunk(experiment.client_chunk, cohort_size, injected.backbone)
     begin = {} if loaded.start is None else loaded.start.adapters
     frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows), begin)
     return Prepared(
@@ -198,11 +201,15 @@ def _cohort_size(experiment: Experiment, num_clients: int, method: Method) -> in
     return wanted
 
 
-def _chunk(setting: str, cohort_size: int) -> int:
-    """Returns how many clients run at once: one on a CPU (activations stay in cache), all elsewhere."""
-    if setting == "auto":
-        return 1 if jax.default_backend() == "cpu" else cohort_size
-    return min(int(setting), cohort_size)
+def choose_chunk(setting: str, cohort_size: int, backbone: Tree) -> int:
+    """Returns how many clients run at once: all of them, but on a CPU one, if its model is not a toy.
+
+    There one client's activations stay in cache; below some size a step costs less than starting it.
+    """
+    if setting != "auto":
+        return min(int(setting), cohort_size)
+    is_toy = sum(leaf.size for leaf in jax.tree.leaves(backbone)) < TOY_SIZE
+    return 1 if jax.default_backend() == "cpu" and not is_toy else cohort_size
 
 
 def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded) -> Blocks:

@@ -25,11 +25,11 @@ from ffalora_jax.client import Frozen, make_local_update
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, ClientData, client_data, threshold
 from ffalora_jax.config import Experiment, PrivacyConfig
-from ffalora_jax.prepare import CPU_BLOCK
+from ffalora_jax.prepare import BLOCK_TOKENS, CPU_BLOCK, ROW_TOKENS, choose_chunk
 from ffalora_jax.pretrained import load_pretrained
+from ffalora_jax.probes import Packing
 from ffalora_jax.round import ClientNumbers, Keys, RoundSettings, RoundState, make_round
 from ffalora_jax.tasks import classification
-from ffalora_jax.text import block_widths
 
 NAMES = {
     "minilm": ((r"encoder\.layer\.(\d+)\.attention\.self\.", r"layers.\1.attention."),),
@@ -78,6 +78,7 @@ class Work(NamedTuple):
     """The peers' own draws: (client, step, slot)."""
     flat: Any
     """adapters -> the peers' flat vector."""
+    chunk: int
 
 
 def peers_modules(folder: str) -> tuple[Any, Any]:
@@ -89,9 +90,7 @@ def peers_modules(folder: str) -> tuple[Any, Any]:
     return common, inputs
 
 
-def build(
-    workload: Any, inputs: Any, weights: str | None, seed: int, noise: bool, chunk: int
-) -> Work:
+def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: bool) -> Work:
     """Builds a workload; without `noise` the multiplier is zero."""
     model = _model(workload, inputs, weights, seed)
     names = {_ours(workload.model, name): name for name in inputs.targets(workload)}
@@ -111,10 +110,13 @@ def build(
             ),
         )
     )
-    capacity = batches.rows.shape[-1]
-    one_by_one = chunk == 1
-    widths = block_widths(workload.length) if workload.text else (workload.length,)
-    blocks = Blocks(CPU_BLOCK, widths) if one_by_one else Blocks(capacity, widths[-1:])
+    chunk = choose_chunk("auto", workload.clients, injected.backbone)
+    capacity, full = batches.rows.shape[-1], workload.length
+    blocks = Blocks(CPU_BLOCK if chunk == 1 else capacity, (full,))
+    packing = None
+    if chunk == 1 and injected.apply_probed is not None:  # as `prepare` chooses
+        width = max(full, ROW_TOKENS)
+        packing = Packing(width, max(1, BLOCK_TOKENS // width))
     update = make_local_update(
         injected,
         classification(),
@@ -123,6 +125,7 @@ def build(
         workload.local_steps,
         capacity,
         blocks,
+        packing,
     )
     method = registry.lookup("methods", "fedavg_lora" if "A" in workload.trained else "ffa_lora")()
     count = workload.clients
@@ -138,6 +141,7 @@ def build(
         (keys, state, frozen, data, numbers),
         batches,
         lambda adapters: _flat(workload, inputs, adapters),
+        chunk,
     )
 
 
