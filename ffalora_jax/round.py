@@ -5,6 +5,7 @@ host is not in the loop; how many is a value, not a shape, so nothing compiles a
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -108,10 +109,8 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
             batches,
         )
 
-        def one_client(participant: Participant):
-            return local_update(keys.secret, state.round_index, frozen, data, participant)
-
-        ends, facts = over_clients(one_client, everyone, settings.chunk)
+        shared = keys.secret, state.round_index, frozen, data
+        ends, facts = over_clients(local_update, shared, everyone, settings.chunk)
         sent = leaves.select(ends, _names(state.adapters))
         send = jax.vmap(method.upload, in_axes=(None, 0), axis_size=clients.shape[0])
         uploads = send(state.adapters, sent)
@@ -133,11 +132,12 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
     return round_step
 
 
-def over_clients(one_client: Callable, participants: Participant, chunk: int):
+def over_clients(local_update: Callable, shared: tuple, participants: Participant, chunk: int):
     """Runs ``chunk`` clients at once by ``jax.vmap``, the chunks one after another; same numbers.
 
     A chunk of one runs without a batch axis: under ``vmap`` a ``switch`` computes all its branches.
     """
+    one_client = partial(local_update, *shared)
     if chunk == 1:
         return jax.lax.map(one_client, participants)
     count = participants.client.shape[0]

@@ -10,7 +10,11 @@ from ffalora_jax import load_experiment, registry, rng
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 FILES = sorted(FOLDER.glob("*/*.toml"))
-PROGRAMS = sorted([*FOLDER.glob("*.py"), *FOLDER.glob("*/*.py")])
+PROGRAMS = sorted(
+    path
+    for path in [*FOLDER.glob("*.py"), *FOLDER.glob("*/*.py")]
+    if not path.name.startswith("_")  # what programs share
+)
 
 
 def header(path: Path) -> str:

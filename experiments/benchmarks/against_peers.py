@@ -48,9 +48,9 @@ np.save(out, fast_torch.train(w, weights, 0, processes=1, with_noise=False)[0])
 def main() -> None:
     """Checks that all compute the same, times them in turn, prints one JSON object."""
     options = read_options()
-    peer_work, workload = _workload(options)
+    work_of, workload = _workload(options)
     if options.ours:
-        return time_ours(peer_work, workload, options)
+        return time_ours(work_of, workload, options)
     commands = {"ours": [sys.executable, str(HERE), "--ours", *_sizes(options)]}
     for name in options.programs or PROGRAMS:
         if "bucket" in name and not workload.text:
@@ -66,7 +66,7 @@ def main() -> None:
             "2",
         ]
     differences = [
-        difference(peer_work, workload, clip, options)
+        difference(work_of, workload, clip, options)
         for clip in ((workload.clip_norm, workload.clip_norm / 20) if workload.private else (1.0,))
     ]
     lines: dict[str, list[dict]] = {name: [] for name in commands}
@@ -129,9 +129,9 @@ def read_options() -> argparse.Namespace:
 
 def _workload(options: argparse.Namespace) -> tuple[Any, Any]:
     sys.path.insert(0, str(HERE.parent))
-    import peer_work
+    import _peer_work
 
-    common, inputs = peer_work.peers_modules(options.peers)
+    common, inputs = _peer_work.peers_modules(options.peers)
     if options.workload not in common.WORKLOADS:
         sys.exit(f"No workload {options.workload!r}: there are {', '.join(common.WORKLOADS)}.")
     workload = common.WORKLOADS[options.workload]
@@ -139,7 +139,7 @@ def _workload(options: argparse.Namespace) -> tuple[Any, Any]:
     workload = dataclasses.replace(workload, **{k: v for k, v in sizes.items() if v})
     options.clients, options.steps = workload.clients, workload.local_steps
     options.inputs = inputs
-    return peer_work, workload
+    return _peer_work, workload
 
 
 def _sizes(options: argparse.Namespace) -> list[str]:
@@ -147,11 +147,11 @@ def _sizes(options: argparse.Namespace) -> list[str]:
     return ["--workload", options.workload, *sizes, "--weights", options.weights]
 
 
-def time_ours(peer_work: Any, workload: Any, options: argparse.Namespace, rounds: int = 2) -> None:
+def time_ours(work_of: Any, workload: Any, options: argparse.Namespace, rounds: int = 2) -> None:
     """Times our rounds after one that warms up; prints a line as the peers do."""
     import jax
 
-    work = peer_work.build(workload, options.inputs, options.weights, 0, True)
+    work = work_of.build(workload, options.inputs, options.weights, 0, True)
     arguments = (*work.arguments, None if workload.text else work.batches)
     begin = time.perf_counter()
     call = jax.jit(work.round_step).lower(*arguments).compile()
@@ -172,12 +172,12 @@ def time_ours(peer_work: Any, workload: Any, options: argparse.Namespace, rounds
     print(json.dumps(line))
 
 
-def difference(peer_work: Any, workload: Any, clip: float, options: argparse.Namespace) -> float:
+def difference(work_of: Any, workload: Any, clip: float, options: argparse.Namespace) -> float:
     """Returns the largest difference of the updates, noise off, at a clip norm."""
     import jax
 
     workload = dataclasses.replace(workload, clip_norm=clip)
-    work = peer_work.build(workload, options.inputs, options.weights, 0, False)
+    work = work_of.build(workload, options.inputs, options.weights, 0, False)
     state, _ = jax.jit(work.round_step)(*work.arguments, work.batches)
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder, "state.npy"))
