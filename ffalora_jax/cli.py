@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ffalora: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
-        print(f"ffalora: {error or 'interrupted before anything was saved'}", file=sys.stderr)
+        print(
+            f"ffalora: {str(error) or 'stopped before the first round: nothing was saved'}",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -182,7 +185,14 @@ def _evaluate(arguments: list[str]) -> int:
     from ffalora_jax.loaded_run import load_run
     from ffalora_jax.predict import evaluate_run
 
-    found = evaluate_run(load_run(asked.run), asked.data, asked.client)
+    run = load_run(asked.run)
+    if asked.data.path == run.experiment.data.path and asked.data.name == run.experiment.data.name:
+        tested = "" if run.accuracy is None else f" (its test part alone: {run.accuracy:.4f})"
+        print(
+            f"ffalora: this is the run's own data, what it was trained on included{tested}",
+            file=sys.stderr,
+        )
+    found = evaluate_run(run, asked.data, asked.client)
     if asked.json:
         print(json.dumps(found))
     else:
@@ -218,7 +228,8 @@ def _list(arguments: list[str]) -> int:
     from ffalora_jax import registry
 
     parser = parser_of("list", "Print the names on a shelf, one a line.")
-    parser.add_argument("shelf", choices=sorted(registry.SHELVES))
+    shelves = sorted(registry.SHELVES)
+    parser.add_argument("shelf", choices=shelves, metavar="|".join(shelves))
     asked = parser.parse_args(arguments)
     print("\n".join(registry.available(asked.shelf)))
     return DONE

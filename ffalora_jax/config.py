@@ -12,7 +12,7 @@ from typing_extensions import Doc
 
 from ffalora_jax.config_data import DataConfig, PartitionConfig
 from ffalora_jax.config_training import MethodConfig, ModelConfig, OptimizerConfig, PrivacyConfig
-from ffalora_jax.errors import InputError, between, one_of, positive
+from ffalora_jax.errors import InputError, between, nearest, one_of, positive
 
 COHORT_SAMPLINGS = ("fixed", "poisson")
 
@@ -80,6 +80,11 @@ class Experiment:
         result = self
         for name, value in changes.items():
             table, _, setting = name.rpartition(".")
+            known = _fields(getattr(result, table, None) if table else result)
+            if setting not in known:
+                raise InputError(
+                    f"No setting {name!r}.{nearest(setting, known)} `ffalora init` shows them all."
+                )
             if table:
                 value = dataclasses.replace(getattr(result, table), **{setting: value})
             result = dataclasses.replace(result, **{table or setting: value})
@@ -90,6 +95,10 @@ class Experiment:
         if not self.privacy.is_private:
             return self
         return self.replace(**{"privacy.epsilon": self.privacy.budget})
+
+
+def _fields(config) -> list[str]:
+    return [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
 
 
 def _is_count(text: str) -> bool:

@@ -13,7 +13,8 @@ def positive(**values: float | None) -> None:
     """Raises InputError unless every given value is a finite number above zero (None passes)."""
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"Expected {name} > 0, got {value}.")
+            what = "a finite " if value == math.inf else ""
+            raise InputError(f"Expected {what}{name} > 0, got {value}.")
 
 
 def between(low: float, high: float, **values: float | None) -> None:

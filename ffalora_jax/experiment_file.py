@@ -115,7 +115,10 @@ def to_toml(experiment: Experiment, comments: bool = False) -> str:
 
 
 def _write(container, config, comments: bool) -> None:
-    for name, setting in settings(type(config)).items():
+    found = settings(type(config))
+    # What becomes a table of its own comes last: whatever stands behind its header belongs to it.
+    for name in sorted(found, key=lambda name: isinstance(getattr(config, name), dict)):
+        setting = found[name]
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             table = tomlkit.table()

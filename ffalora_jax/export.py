@@ -118,6 +118,7 @@ def _facts(
         loader=names.loader,
         task=names.task,
         bare=names.bare,
+        pairs=run.reads_pairs,
         class_names=run.class_names,
         settings=run.experiment,
         method_sentence=method.sentence,

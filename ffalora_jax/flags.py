@@ -35,6 +35,11 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
             raise InputError("Expected a folder after --out.")
         out = rest[place + 1]
         del rest[place : place + 2]
+        if "--out" in rest:
+            raise InputError("--out is given twice: keep one.")
+    late = next((part for part in rest if part.endswith(".toml")), None)
+    if file is None and late is not None:
+        raise InputError(f"The experiment file comes first: ffalora run {late} --setting value ...")
     start = Experiment() if file is None else load_experiment(file)
     description = (
         "Train one model over many sites. [EXPERIMENT.toml] comes first, if any; every setting can be "
@@ -119,7 +124,7 @@ def _names(cls: type, prefix: str = "") -> list[str]:
 def _one_line(text: str) -> str:
     """Takes the frame off tyro's message: what stands before its first rule, and the argument's type."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = [line.strip(" |│╭╮╰╯+") for line in text.splitlines()]
+    lines = [line.strip(" |│╭╮╰╯") for line in text.splitlines()]
     parts: list[list[str]] = [[]]
     for line in lines:
         if re.search(r"[-─]{4,}", line):

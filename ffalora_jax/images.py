@@ -92,11 +92,15 @@ def load_images(sources: Sequence[ImageSource], settings: ImageSettings) -> np.n
         InputError: some cannot be used; names the first ten with the reason, and counts them all. None is
             passed over in silence.
     """
+    from PIL import UnidentifiedImageError
+
     pixels = np.empty((len(sources), *settings.shape, 3), np.uint8)
 
     def load(row: int) -> str | None:
         try:
             pixels[row] = _fitted(_decoded(sources[row].load()), settings)
+        except UnidentifiedImageError:  # whose own message is an address in memory
+            return "not an image file"
         except Exception as error:  # decoders fail in every way there is
             return str(error).strip().partition("\n")[0] or type(error).__name__
         return None

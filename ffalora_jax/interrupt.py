@@ -17,7 +17,9 @@ def stop_flag() -> Iterator[threading.Event]:
 
     def note(number, frame):
         if flag.is_set():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(
+                "stopped at once; what was saved before goes on with `ffalora resume RUN`"
+            )
         flag.set()
 
     for number in before:

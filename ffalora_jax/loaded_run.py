@@ -71,6 +71,11 @@ class Run:
         """What the run's model reads: ``text``, ``images`` or ``instructions``."""
         return self.folder.read_json("environment.json")["data_kind"]
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the run was made on pairs of texts."""
+        return self.folder.read_json("environment.json").get("data_pairs", False)
+
     def predict(
         self, inputs: Sequence, pairs: Sequence[str] | None = None, client: str | None = None
     ) -> list[Prediction]:
@@ -89,6 +94,11 @@ class Run:
             raise InputError(f"Expected a list of at least one of the {self.kind}.")
         if self.kind == "instructions":
             raise InputError("This run's model answers prompts: use generate in place of predict.")
+        if self.reads_pairs and pairs is None:
+            raise InputError(
+                "This run was made on pairs of texts: give the second ones too (pairs=..., or a CSV with "
+                "both columns, --text and --text-pair)."
+            )
         model = self.ready
         adapters = client_adapters(model.state, self._client_index(client))
         most = self.experiment.model.max_tokens

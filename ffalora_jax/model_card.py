@@ -25,6 +25,8 @@ class Facts(NamedTuple):
     task: str | None
     bare: bool
     """Whether the head lies apart, in ``head.safetensors``."""
+    pairs: bool
+    """Whether the texts come in pairs."""
     class_names: tuple[str, ...]
     settings: Any
     """The experiment."""
@@ -76,6 +78,7 @@ def snippet(facts: Facts) -> str:
         options = f", num_labels={len(facts.class_names)}, ignore_mismatched_sizes=True{options}"
     load = f"{facts.loader}.from_pretrained(base{options})"
     load = load if facts.merged else f"PeftModel.from_pretrained({load}, here)"
+    texts = '["a text"], ["its pair"]' if facts.pairs else '["a text"]'
     code = Template(_CODE[_kind(facts)].replace("PEFT\n", "" if facts.merged else _PEFT))
     return code.substitute(
         LOADER=facts.loader,
@@ -85,7 +88,8 @@ def snippet(facts: Facts) -> str:
         TOKENS=model.max_tokens,
         NEW=model.max_new_tokens,
         SEED=facts.settings.seed,
-        ASK='generate(["a prompt"])' if facts.task == "CAUSAL_LM" else 'predict(["a text"])',
+        TEXTS=texts,
+        ASK='generate(["a prompt"])' if facts.task == "CAUSAL_LM" else f"predict({texts})",
     )
 
 
@@ -111,7 +115,7 @@ from transformers import AutoTokenizer, $LOADER
 base, here = $BASE, "."
 model = $MODEL
 tokenizer = AutoTokenizer.from_pretrained(base)
-batch = tokenizer(["a text"], truncation=True, max_length=$TOKENS, return_tensors="pt")
+batch = tokenizer($TEXTS, truncation=True, max_length=$TOKENS, return_tensors="pt")
 with torch.no_grad():
     logits = model(**batch).logits
 print($NAMES[int(logits[0].argmax())])
@@ -154,7 +158,7 @@ from transformers import AutoTokenizer, $LOADER
 base, here = $BASE, "."
 model, head = $MODEL, load_file(f"{here}/head.safetensors")
 tokenizer = AutoTokenizer.from_pretrained(base)
-batch = tokenizer(["a text"], truncation=True, max_length=$TOKENS, return_tensors="pt")
+batch = tokenizer($TEXTS, truncation=True, max_length=$TOKENS, return_tensors="pt")
 with torch.no_grad():
     hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
     mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)

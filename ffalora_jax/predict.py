@@ -9,6 +9,7 @@ import numpy as np
 from ffalora_jax import registry
 from ffalora_jax.config import DataConfig
 from ffalora_jax.data import Dataset
+from ffalora_jax.data._files import not_text
 from ffalora_jax.data.csv import read as read_csv
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
@@ -29,11 +30,13 @@ def read_texts(
     try:
         if path.suffix == ".csv":
             columns = read_csv(path)
-            for name in filter(None, (text, text_pair)):
-                if name not in columns:
+            if not columns:
+                raise InputError(f"{path} is empty: expected a header and at least one row.")
+            for flag, name in (("--text", text), ("--text-pair", text_pair)):
+                if name is not None and name not in columns:
                     there = ", ".join(map(repr, columns))
                     raise InputError(
-                        f"No column {name!r} in {path}: there are {there}. Use --text COLUMN."
+                        f"No column {name!r} in {path}: there are {there}. Use {flag} COLUMN."
                     )
             texts, pairs = columns[text], columns[text_pair] if text_pair else None
         else:
@@ -42,7 +45,7 @@ def read_texts(
     except OSError as error:
         raise InputError(f"Cannot read {str(path)!r}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+        raise InputError(not_text(path, error)) from None
     if not texts:
         raise InputError(f"{path} holds no texts: expected at least one.")
     return texts, pairs
@@ -85,7 +88,8 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
     strange = sorted(set(truth) - set(known))
     if strange:
         raise InputError(
-            f"Classes {', '.join(map(repr, strange))} are not among the run's: {', '.join(map(repr, known))}."
+            f"Classes {_some(strange)} are not among the run's: {_some(known)}. Give the column with the "
+            "run's classes (--data.label), spelt as they were."
         )
     if dataset.kind == "images":
         found = run.predict([source.load() for source in dataset.inputs["image"]], None, client)
@@ -104,6 +108,12 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
             if (truth == name).any()
         },
     }
+
+
+def _some(names) -> str:
+    """Returns the first few names."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(repr(str(name)) for name in names[:5]) + more
 
 
 def _answers(run: Run, dataset: Dataset, client: str | None) -> dict[str, Any]:

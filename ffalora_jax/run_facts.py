@@ -65,6 +65,7 @@ def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
         "backbone": run.loaded.fingerprint,
         "data_source": run.dataset.source,
         "data_kind": run.dataset.kind,
+        "data_pairs": "text_pair" in run.dataset.inputs,
         "reproducible": given_noise_seed,
         "layers": sorted(run.model.shapes),
     }

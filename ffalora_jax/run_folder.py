@@ -37,17 +37,14 @@ class RunFolder:
             InputError: it exists, or cannot be made.
         """
         folder = cls(path)
-        if path.exists():
-            raise InputError(
-                f"Folder {str(path)!r} exists: give another with --out, or go on with `ffalora resume "
-                f"{path}`."
-            )
+        check_free(path)
         try:
             path.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"Cannot make folder {str(path)!r}: {error.strerror}.") from None
         write_atomically(
-            folder.experiment_file, to_toml(experiment.resolved().replace(noise_seed=None))
+            folder.experiment_file,
+            to_toml(_anywhere(experiment.resolved().replace(noise_seed=None))),
         )
         folder.metrics_file.touch()
         return folder
@@ -104,6 +101,29 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """Reads one JSON file of the run."""
         return json.loads((self.path / name).read_text())
+
+
+def check_free(path: Path) -> None:
+    """Raises InputError unless a run folder can be made there."""
+    if (path / "experiment.toml").is_file():
+        raise InputError(
+            f"Folder {str(path)!r} exists: give another with --out, or go on with `ffalora resume {path}`."
+        )
+    if path.exists():
+        raise InputError(f"{str(path)!r} exists and is no run: give another folder with --out.")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"Cannot make folder {str(path)!r}: {str(above)!r} cannot hold one.")
+
+
+def _anywhere(experiment: Experiment) -> Experiment:
+    """Returns the experiment with absolute paths: the run is used from other folders, too."""
+    places = {"model.name": experiment.model.name, "data.path": experiment.data.path}
+    places["method.start"] = experiment.method.start
+    found = {name: place for name, place in places.items() if place and Path(place).exists()}
+    return experiment.replace(
+        **{name: str(Path(place).absolute()) for name, place in found.items()}
+    )
 
 
 def metrics_text(lines: list[dict[str, Any]]) -> str:

@@ -1,7 +1,8 @@
 """The loop around the compiled rounds: evaluate, account, save, stop. One call, one run folder."""
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.report import write_report
 from ffalora_jax.round import Keys, RoundState
 from ffalora_jax.run_facts import environment, partition_table
-from ffalora_jax.run_folder import RunFolder
+from ffalora_jax.run_folder import RunFolder, check_free
 
 CALL_SECONDS = 4.0
 """A call of rounds aims at this length, so that Ctrl-C takes effect within seconds."""
@@ -76,9 +77,8 @@ def simulate(
         InputError: something given cannot be used; nothing is written then.
         Interrupted: Ctrl-C; what was done is saved.
     """
-    folder_path = Path(out) if out is not None else free_path(Path("runs", experiment.name))
-    if folder_path.exists():
-        RunFolder.create(folder_path, experiment)  # raises, before minutes are spent
+    folder_path = Path(out) if out is not None else free_path(folder_of(experiment.name))
+    check_free(folder_path)  # before minutes are spent
     observe(Event("preparing data, model and noise"))
     run = prepare(experiment, data, model)
     if run.plan.rounds_within_budget == 0:
@@ -286,10 +286,12 @@ def _rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: floa
     return min(until_evaluation, last - done, affordable)
 
 
+def folder_of(name: str) -> Path:
+    """Returns where a run of that name goes: always a folder right under runs/."""
+    return Path("runs", re.sub(r"[/\\\0]+", "-", name).strip(". ") or "run")
+
+
 def free_path(path: Path) -> Path:
     """Returns the path, or the first of path-2, path-3, ... that does not exist."""
-    numbered: Sequence[Path] = [
-        path,
-        *(path.with_name(f"{path.name}-{n}") for n in range(2, 10_000)),
-    ]
-    return next(candidate for candidate in numbered if not candidate.exists())
+    others = (path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))
+    return next(candidate for candidate in (path, *others) if not candidate.exists())

@@ -66,11 +66,23 @@ def checked(file: Path, read: Callable[[Path], Read]) -> Read:
     try:
         return read(file)
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
+        raise InputError(not_text(file, error)) from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"Cannot read {file}: {getattr(error, 'strerror', None) or error}."
         ) from None
+
+
+def not_text(file: Path, error: UnicodeDecodeError) -> str:
+    """Returns what to say of a file that is not UTF-8."""
+    begin = error.object[:4]
+    kinds = {b"PK": "a zip archive", b"\x89PNG": "an image", b"\xff\xd8": "an image"}
+    for mark, kind in kinds.items():
+        if begin.startswith(mark):
+            return f"{file} is {kind}, expected text in UTF-8."
+    line = error.object[: error.start].count(b"\n") + 1
+    where = f"line {line}, byte {error.start}"
+    return f"{file} is not UTF-8 ({where}; Latin-1, perhaps?): save it as UTF-8."
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict]]:

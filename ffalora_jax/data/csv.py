@@ -24,6 +24,7 @@ def read(path: Path) -> dict[str, list]:
             header = next(rows, None)
             if header is None:
                 return {}
+            _refuse_other_separators(path, header)
             columns: dict[str, list] = {name.strip(): [] for name in header}
             if len(columns) != len(header):
                 raise InputError(f"{path} names a column twice in its header: {', '.join(header)}.")
@@ -38,3 +39,12 @@ def read(path: Path) -> dict[str, list]:
         except csv.Error as error:
             raise InputError(f"Line {rows.line_num} of {path} is not CSV ({error}).") from None
     return columns
+
+
+def _refuse_other_separators(path: Path, header: list[str]) -> None:
+    for separator, name in (("\t", "tabs"), (";", "semicolons")):
+        if len(header) == 1 and separator in header[0]:
+            raise InputError(
+                f"{path} is separated by {name}, expected commas: its header is {header[0]!r}. Save it as a "
+                "comma-separated file."
+            )

@@ -122,8 +122,8 @@ def answer(run: Run) -> str:
         return f"{who} trained for {facts.rounds} rounds; the run has not reached its final evaluation."
     if diverged(run):
         return (
-            f"{who} trained for {facts.rounds} rounds, and the run diverged: the model's outputs are no "
-            "longer finite numbers. Lower optimizer.learning_rate."
+            f"{who} trained for {facts.rounds} rounds, and the run diverged: the model's updates or outputs "
+            "are no longer finite numbers. Lower optimizer.learning_rate."
         )
     gained = f"{who} trained {_what(run)} that {_success(run, facts, things)}"
     traffic = f"{size(facts.bytes_per_client)} sent and received per site"
@@ -135,9 +135,19 @@ def answer(run: Run) -> str:
     )
 
 
+DIVERGED_LOSS = 1e4
+"""Nats; guessing over 100,000 classes costs 11.5."""
+
+
 def diverged(run: Run) -> bool:
-    """Whether the model's outputs are no longer finite."""
-    return bool(run.metrics) and run.metrics[-1].get("test_loss", 0.0) is None
+    """Whether outputs, updates or most gradients are no longer finite, or the loss is beyond all reason."""
+    lines = run.metrics
+    if not lines:
+        return False
+    loss = lines[-1].get("test_loss", 0.0)
+    drawn, broken = (sum(line[name] for line in lines) for name in ("drawn", "broken"))
+    lost = any(line["update_norm"] is None for line in lines) or 4 * broken > drawn > 0
+    return loss is None or loss > DIVERGED_LOSS or lost
 
 
 def _who(run: Run) -> str:
