@@ -29,6 +29,9 @@ FILES = {
     "sites.csv": "text,label,site\n"
     + "fine,pos,north\nbad,neg,north\n" * 40
     + "fine,pos,tiny_site\n",
+    "tabs.csv": "text\tlabel\n" + "fine\tpos\n" * 40,
+    "semicolons.csv": "text;label\n" + "fine;pos\n" * 40,
+    "other.csv": "text,label\n" + "".join(f"text {n},text {n}\n" for n in range(40)),
     "strange.csv": "text,label\nfine,wonderful\nbad,negative\n",
     "good.toml": "rounds = 3\n",
     "broken.toml": "rounds = 3\nseed = = 4\n",
@@ -69,6 +72,22 @@ CASES = {
     "no label column": (f"{CSV} no_label.csv", ["'label'", "'text'", "'stars'", "--data.label"]),
     "empty file": (f"{CSV} empty.csv", ["empty.csv", "no examples"]),
     "header only": (f"{CSV} header.csv", ["header.csv", "no examples"]),
+    "tabs": (f"{CSV} tabs.csv", ["tabs.csv", "tabs", "commas"]),
+    "semicolons": (f"{CSV} semicolons.csv", ["semicolons.csv", "semicolons", "commas"]),
+    "an archive for a CSV": (f"{CSV} archive.csv", ["archive.csv is a zip archive"]),
+    "not UTF-8": (f"{CSV} latin.csv", ["latin.csv", "line 2", "UTF-8"]),
+    "text for the label": (f"{CSV} other.csv --data.label text", ["'text'", "two things"]),
+    "no classes": (f"{CSV} other.csv", ["40 different values", "--data.label"]),
+    "out twice": (f"{SYNTHETIC} --out a --out b", ["--out is given twice"]),
+    "out under a file": (f"{SYNTHETIC} --out good.csv/x", ["good.csv/x", "good.csv"]),
+    "out that is a file": (f"{SYNTHETIC} --out good.csv", ["'good.csv' exists and is no run"]),
+    "file after the flags": ("run --rounds 1 good.toml", ["comes first", "run good.toml"]),
+    "no shelf": ("list", ["datasets|inits|mechanisms|methods|models"]),
+    "epsilon infinite": ("run --privacy.epsilon inf", ["finite", "privacy.epsilon", "inf"]),
+    "shares above all": (
+        f"{SYNTHETIC} --partition.test-share .6 --partition.validation-share .5",
+        ["partition.validation_share + partition.test_share < 1"],
+    ),
     "one class": (f"{CSV} one_class.csv", ["one class", "'pos'"]),
     "site smaller than a batch": (
         f"{TINY} --data.name csv --data.path sites.csv --data.client site",
@@ -170,6 +189,8 @@ def here(tmp_path, monkeypatch):
     folder.mkdir()
     for name, content in {**FILES, "empty.txt": ""}.items():
         (folder / name).write_text(content)
+    (folder / "archive.csv").write_bytes(b"PK\x03\x04\xff\xff")
+    (folder / "latin.csv").write_bytes("text,label\ncaf\xe9,pos\n".encode("latin-1"))
     monkeypatch.chdir(folder)
     return folder
 

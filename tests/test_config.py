@@ -255,3 +255,17 @@ def test_the_noise_seed_is_not_in_the_resolved_file(tmp_path):
     written = [file.read_text() for file in Path(folder.path).rglob("*") if file.is_file()]
     assert folder.experiment() == Experiment().resolved()
     assert not any(str(secret) in text or "noise_seed" in text for text in written)
+
+
+def test_every_setting_of_the_commented_file_stands_in_its_own_table():
+    text = to_toml(Experiment(), comments=True)
+    assert "# start =   #" in text
+    opened = tomllib.loads(text.replace("# start =   #", 'start = "adapter" #'))
+    assert from_table(opened).method.start == "adapter"
+
+
+def test_replacing_an_unknown_setting_suggests_the_nearest():
+    with pytest.raises(InputError, match=r"'method\.ranks'\. Did you mean 'rank'"):
+        Experiment().replace(**{"method.ranks": 3})
+    with pytest.raises(InputError, match="'rouns'"):
+        Experiment().replace(rouns=3)

@@ -1,6 +1,7 @@
 """A run as a whole: seeds, budgets, folders, bytes, prediction."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import ffalora_jax as ffa
+from ffalora_jax import cli, simulation
 from ffalora_jax.adapter_file import ADAPTER
 from ffalora_jax.cohort import data_hash
 from ffalora_jax.config import Experiment
+from ffalora_jax.console import show_run
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
@@ -160,3 +163,34 @@ def test_the_round_is_compiled_once_for_calls_of_all_lengths(tmp_path):
     run = ffa.simulate(tiny(rounds=5, evaluate_every=4), out=tmp_path / "run")
     assert [line["accuracy"] is not None for line in run.metrics] == [False] * 3 + [True, True]
     assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("../x", "-x"), ("/abs/path", "-abs-path"), ("a/b", "a-b"), ("..", "run")]
+)
+def test_a_run_goes_right_under_runs_whatever_its_name(name, folder):
+    assert simulation.folder_of(name) == Path("runs", folder)
+
+
+def test_a_diverged_run_says_so_on_console_and_page(tmp_path, capsys):
+    experiment = tiny(rounds=2, **{"optimizer.learning_rate": 1e30})
+    run = ffa.simulate(experiment, out=tmp_path / "run")
+    show_run(run)
+    assert "diverged" in capsys.readouterr().out
+    assert "diverged" in (run.path / "report.html").read_text()
+
+
+def test_a_run_on_pairs_asks_for_both_texts_and_is_used_from_anywhere(tmp_path, monkeypatch):
+    rows = [f"word{n} good,word{n % 3} fine,{n % 2}" for n in range(80)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["a,b,label", *rows]))
+    monkeypatch.chdir(tmp_path)
+    data = {"data.name": "csv", "data.path": "pairs.csv", "data.text": "a", "data.text_pair": "b"}
+    parts = {"partition.name": "iid", "partition.num_clients": 2, "data.max_examples": None}
+    run = ffa.simulate(tiny(rounds=1, **data, **parts), out="run")
+    with pytest.raises(InputError, match="pairs"):
+        run.predict(["word1 good"])
+    assert run.predict(["word1 good"], ["word2 fine"])[0].label in "01"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli.main(["evaluate", "../run"]) == 0
+    assert cli.main(["resume", "../run", "--rounds", "1", "--epsilon", "50"]) == 0
