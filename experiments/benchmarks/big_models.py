@@ -180,7 +180,8 @@ def one_round(folder: str, form: str = "") -> dict:
     begin = time.perf_counter()
     compiled = run.rounds().lower(*arguments).compile()
     middle, xla = time.perf_counter(), compiled.memory_analysis()
-    shape = {"tokens": 64, "examples": run.blocks.size}
+    at_once = run.blocks.size if run.packing is None else run.packing.rows
+    shape = {"tokens": 64, "examples": at_once}
     expected = memory.estimate(ROBERTA_LARGE, **shape, remat=experiment.model.remat)
     _, info = jax.block_until_ready(compiled(*arguments))
     return {
