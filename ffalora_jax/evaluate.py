@@ -1,4 +1,4 @@
-"""Scores on held-out data: length-sorted batches of a few static shapes."""
+"""Scores on held-out data: packed rows, or length-sorted batches of a few static shapes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,6 +10,8 @@ from ffalora_jax import adapters as leaves
 from ffalora_jax.client import Frozen
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.metrics import class_metrics
+from ffalora_jax.packing import Packed, pack_on_host
+from ffalora_jax.probes import packing_for
 from ffalora_jax.round import RoundState
 from ffalora_jax.tasks import Task
 from ffalora_jax.text import Encoded
@@ -33,6 +35,21 @@ class Scores(NamedTuple):
 
 def make_predictor(model: LoraModel, task: Task) -> Predict:
     """Returns the compiled forward pass over some rows; for classes, outcomes are logits."""
+    padded, packed = _padded_predictor(model, task), _packed_predictor(model)
+
+    def predict(frozen, adapters, encoded, rows):
+        if len(rows) == 0:
+            raise ValueError("Expected at least one example to predict.")
+        packing = packing_for(model, encoded.inputs)
+        if packing is None:
+            return padded(frozen, adapters, encoded, rows)
+        return packed(frozen, adapters, encoded, rows, packing)
+
+    return predict
+
+
+def _padded_predictor(model: LoraModel, task: Task) -> Predict:
+    """Batches of examples of like length."""
 
     @jax.jit
     def forward(frozen: Frozen, adapters: Adapters, inputs):
@@ -44,8 +61,6 @@ def make_predictor(model: LoraModel, task: Task) -> Predict:
         return task.outcome(apply, inputs)
 
     def predict(frozen, adapters, encoded, rows):
-        if len(rows) == 0:
-            raise ValueError("Expected at least one example to predict.")
         order = np.argsort(encoded.lengths[rows], kind="stable")
         widths = encoded.widths
         parts = []
@@ -55,13 +70,37 @@ def make_predictor(model: LoraModel, task: Task) -> Predict:
             width = next(width for width in widths if width >= longest)
             padded = np.pad(here, (0, BATCH - len(here)), mode="edge")
             inputs = {name: _cut(leaf[padded], width) for name, leaf in encoded.inputs.items()}
-            parts.append((forward(frozen, adapters, inputs), len(here)))
-        in_order = np.concatenate([np.asarray(found)[:count] for found, count in parts])
-        outcomes = np.empty_like(in_order)
-        outcomes[order] = in_order
-        return outcomes
+            parts.append((order[start : start + BATCH], forward(frozen, adapters, inputs)))
+        return _in_order(parts, len(rows))
 
     return predict
+
+
+def _packed_predictor(model: LoraModel) -> Callable[..., np.ndarray]:
+    """Rows of texts laid one after another, as in training."""
+
+    @jax.jit
+    def forward(frozen: Frozen, adapters: Adapters, packed: Packed):
+        joined = leaves.merge(frozen.adapters, adapters)
+        assert model.apply_probed is not None, "asked of packing_for"
+        return model.apply_probed(frozen.backbone, joined, {}, packed)[0]
+
+    def predict(frozen, adapters, encoded, rows, packing):
+        inputs = {name: leaf[rows] for name, leaf in encoded.inputs.items()}
+        laid = pack_on_host(inputs, encoded.lengths[rows], packing.width, packing.rows)
+        parts = [(chosen, forward(frozen, adapters, packed)) for chosen, packed in laid]
+        return _in_order(parts, len(rows))
+
+    return predict
+
+
+def _in_order(parts: Sequence[tuple[np.ndarray, jax.Array]], count: int) -> np.ndarray:
+    """Returns the outcomes by example; behind those that were chosen a part holds nothing."""
+    first = np.asarray(parts[0][1])
+    outcomes = np.empty((count, *first.shape[1:]), first.dtype)
+    for chosen, found in parts:
+        outcomes[chosen] = np.asarray(found)[: len(chosen)]
+    return outcomes
 
 
 def _cut(leaf: np.ndarray, width: int) -> np.ndarray:

@@ -4,16 +4,21 @@ Comes after ``cohort`` (which draws) and before ``probes`` (which needs no examp
 Everything is static but for how many rows a draw fills.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax.cohort import Batch, ClientData
 
 NOBODY = -1
 """Owner of a padded token."""
+
+LEAST_TOKENS = 4
+"""On the host a row of ``width`` tokens holds at most ``width / LEAST_TOKENS`` examples."""
 
 
 class Rows(NamedTuple):
@@ -108,3 +113,52 @@ def gather(data: ClientData, rows: Rows, begin: Int[Array, ""], count: int, widt
         return jnp.where(owner >= 0, data.inputs[name][slots[owner], places], 0)
 
     return Packed(tokens("input_ids"), tokens("token_type_ids"), owner, places, first)
+
+
+def pack_on_host(
+    inputs: dict[str, np.ndarray], lengths: np.ndarray, width: int, count: int
+) -> Iterator[tuple[np.ndarray, Packed]]:
+    """Packs known examples (for evaluation): yields which ones, and their ``count`` rows, all of one shape.
+
+    ``chosen[slot]`` is the example of a slot; slots behind it are empty.
+    """
+    rows = _fill(lengths, width)
+    slots = count * (width // LEAST_TOKENS)
+    for begin in range(0, len(rows), count):
+        here = rows[begin : begin + count]
+        chosen = np.array([example for row in here for example in row])
+        tokens: Any = np.zeros((4, count, width), np.int32)
+        ids, types, owner, places = tokens
+        first: Any = np.zeros(slots, np.int32)
+        owner[:] = NOBODY
+        slot = 0
+        for row, examples in enumerate(here):
+            start = 0
+            for example in examples:
+                length = lengths[example]
+                place = row, slice(start, start + length)
+                ids[place] = inputs["input_ids"][example, :length]
+                if "token_type_ids" in inputs:
+                    types[place] = inputs["token_type_ids"][example, :length]
+                owner[place], places[place] = slot, np.arange(length)
+                first[slot] = row * width + start
+                start, slot = start + length, slot + 1
+        yield chosen, Packed(ids, types, owner, places, first)
+
+
+def _fill(lengths: Sequence[int] | np.ndarray, width: int) -> list[list[int]]:
+    """Returns which examples share a row: longest first, each into the fullest row with room."""
+    rows: list[list[int]] = []
+    open_rows: list[list[int]] = [[] for _ in range(width + 1)]  # by the room that is left
+    for example in np.argsort(-np.asarray(lengths), kind="stable"):
+        length = int(lengths[example])
+        room = next((r for r in range(length, width + 1) if open_rows[r]), width)
+        if open_rows[room]:
+            row = open_rows[room].pop()
+        else:
+            row = len(rows)
+            rows.append([])
+        rows[row].append(int(example))
+        if len(rows[row]) < width // LEAST_TOKENS:
+            open_rows[room - length].append(row)
+    return rows

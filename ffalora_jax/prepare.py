@@ -26,7 +26,7 @@ from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.methods import Method
 from ffalora_jax.partition import Owners
 from ffalora_jax.pretrained import Loaded
-from ffalora_jax.probes import KNOWN, Packing
+from ffalora_jax.probes import KNOWN, Packing, packing_for
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
@@ -37,9 +37,6 @@ CPU_BLOCK = 8
 
 TOY_SIZE = 20_000
 """Numbers in a backbone below which a CPU, too, runs all clients at once."""
-
-ROW_TOKENS, BLOCK_TOKENS = 64, 256
-"""Tokens of a row (at least) and of the rows that are computed at once, on a CPU."""
 
 
 class Prepared(NamedTuple):
@@ -221,17 +218,7 @@ def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded)
 
 
 def _packing(model: LoraModel, state: RoundState, encoded: Encoded) -> Packing | None:
-    """Returns how texts share rows; None where the model, the task or a trained leaf has no form for it."""
-    trained = {
-        name
-        for tree in (state.adapters, state.personal)
-        for found in tree.values()
-        for name in found
-    }
-    ids = encoded.inputs.get("input_ids")
-    if model.apply_probed is None or ids is None or "response_mask" in encoded.inputs:
-        return None
-    if not trained <= set(KNOWN) or jax.default_backend() != "cpu":
-        return None
-    width = max(ids.shape[1], ROW_TOKENS)
-    return Packing(width, max(1, BLOCK_TOKENS // width))
+    """Returns how texts share rows; None where something has no form for it, a trained leaf for instance."""
+    trees = (state.adapters, state.personal)
+    trained = {name for tree in trees for found in tree.values() for name in found}
+    return packing_for(model, encoded.inputs) if trained <= set(KNOWN) else None

@@ -10,7 +10,7 @@ arXiv:1510.01799), and the clipped sum is one product, sum_t c(t) l_t^T r_t. So 
 in a row, and nothing is ever stored once an example but its norm.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 KNOWN = ("lora_a", "lora_b", *HEAD_LEAVES)
 """Leaves whose gradients are outer products of what a probe sees."""
 
+ROW_TOKENS, BLOCK_TOKENS = 64, 256
+"""Tokens of a row (at least) and of the rows that are computed at once, on a CPU."""
+
 CANCELLED = 2.0**-20
 """Share of the tokens' own squares that is added to a squared norm: where tokens cancel one another, the
 rounding of the products is of their size and not of the sum's, and a norm too small would clip too little."""
@@ -41,6 +44,17 @@ class Packing(NamedTuple):
     """Tokens of a row."""
     rows: int
     """Rows at once."""
+
+
+def packing_for(model: LoraModel, inputs: dict[str, Any]) -> Packing | None:
+    """Returns how texts share rows; None where model, data or backend has no form for it."""
+    ids = inputs.get("input_ids")
+    if model.apply_probed is None or ids is None or "response_mask" in inputs:
+        return None
+    if jax.default_backend() != "cpu":
+        return None
+    width = max(ids.shape[1], ROW_TOKENS)
+    return Packing(width, max(1, BLOCK_TOKENS // width))
 
 
 class Pair(NamedTuple):

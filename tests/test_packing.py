@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffalora_jax.cohort import Batch, client_data, longest_first
-from ffalora_jax.packing import NOBODY, gather, pack
+from ffalora_jax.packing import NOBODY, gather, pack, pack_on_host
 
 WIDTH, CAPACITY = 12, 9
 DRAWS = st.lists(st.tuples(st.integers(1, WIDTH), st.booleans()), min_size=9, max_size=9)
@@ -98,3 +98,33 @@ def test_an_empty_draw_fills_no_row():
     _, _, rows, packed = laid_out([(3, False)] * CAPACITY)
     assert int(rows.count) == 0
     assert (np.asarray(packed.owner) == NOBODY).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 16), min_size=1, max_size=60), st.integers(1, 3))
+def test_on_the_host_every_example_lies_once_and_whole_in_blocks_of_one_shape(lengths, count):
+    lengths = np.array(lengths)
+    ids = 100 * np.arange(len(lengths))[:, None] + np.arange(16) + 1
+    seen = []
+    for chosen, packed in pack_on_host({"input_ids": ids}, lengths, 16, count):
+        assert packed.owner.shape == (count, 16)
+        assert packed.first.shape == (count * 4,)
+        for slot, example in enumerate(chosen):
+            row, start = divmod(int(packed.first[slot]), 16)
+            here = slice(start, start + lengths[example])
+            assert packed.input_ids[row, here].tolist() == ids[example, : lengths[example]].tolist()
+            assert packed.places[row, here].tolist() == list(range(lengths[example]))
+            assert (packed.owner == slot).sum() == lengths[example]
+        assert (packed.owner >= 0).sum() == lengths[chosen].sum()
+        seen += chosen.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_on_the_host_longest_first_leaves_next_to_nothing_empty():
+    lengths = np.random.default_rng(0).geometric(1 / 13, 2000).clip(3, 64)
+    rows = sum(len(packed.owner) for _, packed in pack_on_host(_ids(lengths), lengths, 64, 1))
+    assert lengths.sum() / (64 * rows) > 0.98
+
+
+def _ids(lengths):
+    return {"input_ids": np.zeros((len(lengths), 64), np.int32)}

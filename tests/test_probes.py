@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import lora
+from ffalora_jax.client import Frozen
 from ffalora_jax.clipping import Blocks, clipped_sum_in_blocks
 from ffalora_jax.cohort import Batch, client_data
+from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.packing import Packed
 from ffalora_jax.pretrained import load_pretrained
-from ffalora_jax.probes import Packing, Pair, _squared_norms, packed_clipped_sum
+from ffalora_jax.probes import Packing, Pair, _squared_norms, packed_clipped_sum, packing_for
 from ffalora_jax.tasks import classification
+from ffalora_jax.text import Encoded
 from tests.checkpoint_files import ENCODER, bert_tensors, write_checkpoint
 from tests.family_files import ROBERTA, write_family
 
@@ -153,6 +156,22 @@ def test_logits_do_not_depend_at_all_on_the_other_texts_of_the_row(models):
     other = np.where(owner == 1, 39 - ids, ids)
     np.testing.assert_array_equal(logits(ids)[[0, 2]], logits(other)[[0, 2]])
     assert (logits(ids)[1] != logits(other)[1]).any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_in_rows_gives_the_logits_of_each_text_alone(models, name):
+    injected, frozen, trained = case(models[name], TRAINED["all"])
+    data, _ = draw(seed=5)
+    encoded = Encoded(jax.tree.map(np.asarray, data.inputs), np.asarray(data.lengths))
+    rows = np.array([3, 0, 7, 7, 12, 5])
+    assert packing_for(injected, encoded.inputs) is not None
+    parts = Frozen(injected.backbone, frozen), trained
+    found = make_predictor(injected, classification())(*parts, encoded, rows)
+    for row, logits in zip(rows, found, strict=True):
+        inputs = {key: leaf[row] for key, leaf in data.inputs.items()}
+        joined = leaves.merge(frozen, trained)
+        alone = injected.apply(injected.backbone, joined, **inputs)
+        np.testing.assert_allclose(logits, alone, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

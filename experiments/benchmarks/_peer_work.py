@@ -25,9 +25,9 @@ from ffalora_jax.client import Frozen, make_local_update
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, ClientData, client_data, threshold
 from ffalora_jax.config import Experiment, PrivacyConfig
-from ffalora_jax.prepare import BLOCK_TOKENS, CPU_BLOCK, ROW_TOKENS, choose_chunk
+from ffalora_jax.prepare import CPU_BLOCK, choose_chunk
 from ffalora_jax.pretrained import load_pretrained
-from ffalora_jax.probes import Packing
+from ffalora_jax.probes import packing_for
 from ffalora_jax.round import ClientNumbers, Keys, RoundSettings, RoundState, make_round
 from ffalora_jax.tasks import classification
 
@@ -113,10 +113,7 @@ def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: boo
     chunk = choose_chunk("auto", workload.clients, injected.backbone)
     capacity, full = batches.rows.shape[-1], workload.length
     blocks = Blocks(CPU_BLOCK if chunk == 1 else capacity, (full,))
-    packing = None
-    if chunk == 1 and injected.apply_probed is not None:  # as `prepare` chooses
-        width = max(full, ROW_TOKENS)
-        packing = Packing(width, max(1, BLOCK_TOKENS // width))
+    packing = packing_for(injected, data.inputs) if chunk == 1 else None  # as `prepare` chooses
     update = make_local_update(
         injected,
         classification(),
