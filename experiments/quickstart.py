@@ -53,8 +53,5 @@ if __name__ == "__main__":
         print(f"quickstart: {error}", file=sys.stderr)
         sys.exit(cli.BAD_INPUT)
     except KeyboardInterrupt as error:
-        print(
-            f"quickstart: {str(error) or 'stopped before the first round: nothing was saved'}",
-            file=sys.stderr,
-        )
+        print(f"quickstart: {str(error) or cli.UNSAVED}", file=sys.stderr)
         sys.exit(cli.INTERRUPTED)

@@ -17,10 +17,14 @@ def select(adapters: Adapters, leaves: Collection[str]) -> Adapters:
     return {layer: found for layer, found in chosen.items() if found}
 
 
+def names(adapters: Adapters) -> set[str]:
+    """Returns the names of the leaves, over all layers."""
+    return {name for found in adapters.values() for name in found}
+
+
 def without(adapters: Adapters, leaves: Collection[str]) -> Adapters:
     """Returns all other leaves."""
-    names = {name for found in adapters.values() for name in found}
-    return select(adapters, names - set(leaves))
+    return select(adapters, names(adapters) - set(leaves))
 
 
 def merge(*parts: Adapters) -> Adapters:

@@ -15,6 +15,8 @@ from ffalora_jax.errors import InputError, nearest
 
 DONE, FAILED, BAD_INPUT, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
 
+UNSAVED = "stopped before the first round: nothing was saved"
+
 HELP = f"""ffalora {__version__}: differentially private federated LoRA fine-tuning, simulated fast
 
 usage: ffalora COMMAND ...
@@ -64,10 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ffalora: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
-        print(
-            f"ffalora: {str(error) or 'stopped before the first round: nothing was saved'}",
-            file=sys.stderr,
-        )
+        print(f"ffalora: {str(error) or UNSAVED}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
@@ -183,10 +182,10 @@ def _evaluate(arguments: list[str]) -> int:
     asked = flags.read_evaluate(arguments)
     use_jax()
     from ffalora_jax.loaded_run import load_run
-    from ffalora_jax.predict import evaluate_run
+    from ffalora_jax.predict import evaluate_run, same_source
 
     run = load_run(asked.run)
-    if asked.data.path == run.experiment.data.path and asked.data.name == run.experiment.data.name:
+    if same_source(asked.data, run.experiment.data):
         tested = "" if run.accuracy is None else f" (its test part alone: {run.accuracy:.4f})"
         print(
             f"ffalora: this is the run's own data, what it was trained on included{tested}",

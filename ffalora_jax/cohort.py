@@ -54,7 +54,8 @@ def client_data(inputs, labels, lengths, owners: Sequence[np.ndarray]) -> Client
     return ClientData(
         inputs={name: jnp.asarray(leaf) for name, leaf in inputs.items()},
         labels=jnp.asarray(labels, jnp.int32),
-        lengths=jnp.asarray(lengths, jnp.int32),
+        # A text without a token counts as one of padding: packed, it needs a place of its own.
+        lengths=jnp.maximum(jnp.asarray(lengths, jnp.int32), 1),
         members=jnp.asarray(members),
         sizes=jnp.asarray([len(rows) for rows in owners], jnp.int32),
     )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
 import sys
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
         del rest[place : place + 2]
         if "--out" in rest:
             raise InputError("--out is given twice: keep one.")
-    late = next((part for part in rest if part.endswith(".toml")), None)
+    given = itertools.pairwise(rest)
+    late = next((b for a, b in given if b.endswith(".toml") and not a.startswith("--")), None)
     if file is None and late is not None:
         raise InputError(f"The experiment file comes first: ffalora run {late} --setting value ...")
     start = Experiment() if file is None else load_experiment(file)

@@ -4,7 +4,7 @@ Comes after ``cohort`` (which draws) and before ``probes`` (which needs no examp
 Everything is static but for how many rows a draw fills.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -122,6 +122,7 @@ def pack_on_host(
 
     ``chosen[slot]`` is the example of a slot; slots behind it are empty.
     """
+    lengths = np.maximum(lengths, 1)  # as in ``cohort.client_data``
     rows = _fill(lengths, width)
     slots = count * (width // LEAST_TOKENS)
     for begin in range(0, len(rows), count):
@@ -146,11 +147,11 @@ def pack_on_host(
         yield chosen, Packed(ids, types, owner, places, first)
 
 
-def _fill(lengths: Sequence[int] | np.ndarray, width: int) -> list[list[int]]:
+def _fill(lengths: np.ndarray, width: int) -> list[list[int]]:
     """Returns which examples share a row: longest first, each into the fullest row with room."""
     rows: list[list[int]] = []
     open_rows: list[list[int]] = [[] for _ in range(width + 1)]  # by the room that is left
-    for example in np.argsort(-np.asarray(lengths), kind="stable"):
+    for example in np.argsort(-lengths, kind="stable"):
         length = int(lengths[example])
         room = next((r for r in range(length, width + 1) if open_rows[r]), width)
         if open_rows[room]:

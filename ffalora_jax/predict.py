@@ -110,6 +110,12 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
     }
 
 
+def same_source(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two settings name the same data set, or the same files, wherever one stands."""
+    paths = [None if data.path is None else Path(data.path).absolute() for data in (one, other)]
+    return one.name == other.name and paths[0] == paths[1]
+
+
 def _some(names) -> str:
     """Returns the first few names."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

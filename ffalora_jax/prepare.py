@@ -35,6 +35,9 @@ from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
 
+MOST_LONE_CLASSES = 20
+"""Examples that may all have another class; of more, the labels are something else."""
+
 TOY_SIZE = 20_000
 """Numbers in a backbone below which a CPU, too, runs all clients at once."""
 
@@ -102,6 +105,7 @@ def prepare(
     options = experiment.optimizer
     optimizer = make_optimizer(options.name, options.learning_rate, options.options)
     dataset = load_dataset(experiment, data)
+    _check_classes(dataset)
     owners = partition.partition(dataset, experiment.partition, experiment.seed)
     rows = [np.concatenate(owners.train)] if method.pooled else owners.train
     expected = experiment.batch_size * (len(owners.train) if method.pooled else 1)
@@ -180,6 +184,14 @@ def initial_state(
     return frozen, state
 
 
+def _check_classes(dataset: Dataset) -> None:
+    if dataset.num_classes == len(dataset) > MOST_LONE_CLASSES:
+        raise InputError(
+            f"The labels are {len(dataset)} different values in as many examples ({dataset.source}), "
+            "expected classes: name the column that holds them by --data.label."
+        )
+
+
 def _check_sizes(rows: list[np.ndarray], names: Sequence[str], expected: int) -> None:
     for name, mine in zip(names, rows, strict=True):
         if len(mine) < expected:
@@ -219,6 +231,5 @@ def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded)
 
 def _packing(model: LoraModel, state: RoundState, encoded: Encoded) -> Packing | None:
     """Returns how texts share rows; None where something has no form for it, a trained leaf for instance."""
-    trees = (state.adapters, state.personal)
-    trained = {name for tree in trees for found in tree.values() for name in found}
+    trained = leaves.names(state.adapters) | leaves.names(state.personal)
     return packing_for(model, encoded.inputs) if trained <= set(KNOWN) else None

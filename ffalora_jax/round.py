@@ -111,7 +111,7 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
 
         shared = keys.secret, state.round_index, frozen, data
         ends, facts = over_clients(local_update, shared, everyone, settings.chunk)
-        sent = leaves.select(ends, _names(state.adapters))
+        sent = leaves.select(ends, leaves.names(state.adapters))
         send = jax.vmap(method.upload, in_axes=(None, 0), axis_size=clients.shape[0])
         uploads = send(state.adapters, sent)
         weights = data.sizes[clients].astype(jnp.float32) if settings.weighted else None
@@ -170,10 +170,6 @@ def make_rounds(round_step: Callable, settings: RoundSettings) -> Callable:
     return run_rounds
 
 
-def _names(adapters: Adapters) -> set[str]:
-    return {name for found in adapters.values() for name in found}
-
-
 def _of_those_there(uploads: Tree, nothing: Tree, weights: Array | None, cohort: Cohort):
     """Returns (uploads, weights) in which a slot without a client changes nothing and weighs nothing."""
 
@@ -189,7 +185,7 @@ def _keep(personal: Tree, ends: Adapters, cohort: Cohort) -> Tree:
     """Writes the cohort's personal leaves back; empty slots write nowhere."""
     count = next((leaf.shape[0] for leaf in jax.tree.leaves(personal)), 0)
     places = jnp.where(cohort.is_real, cohort.clients, count)
-    mine = leaves.select(ends, _names(personal))
+    mine = leaves.select(ends, leaves.names(personal))
     return jax.tree.map(lambda all_, new: all_.at[places].set(new, mode="drop"), personal, mine)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ffalora_jax import registry
 from ffalora_jax.cache import write_atomically
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
@@ -118,8 +119,9 @@ def check_free(path: Path) -> None:
 
 def _anywhere(experiment: Experiment) -> Experiment:
     """Returns the experiment with absolute paths: the run is used from other folders, too."""
-    places = {"model.name": experiment.model.name, "data.path": experiment.data.path}
-    places["method.start"] = experiment.method.start
+    places = {"data.path": experiment.data.path, "method.start": experiment.method.start}
+    if experiment.model.name not in registry.available("models"):
+        places["model.name"] = experiment.model.name
     found = {name: place for name, place in places.items() if place and Path(place).exists()}
     return experiment.replace(
         **{name: str(Path(place).absolute()) for name, place in found.items()}

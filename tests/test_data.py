@@ -245,3 +245,18 @@ def test_a_broken_file_is_refused_with_the_place(name, module, content, words, t
     with pytest.raises(InputError) as raised:
         module.build(DataConfig(path=str(tmp_path / name)), 0)
     assert all(word in str(raised.value) for word in words)
+
+
+def test_a_site_may_hold_one_example_and_be_named_like_its_class():
+    words = [f"word {number}" for number in range(40)]
+    alone = as_dataset(
+        {"text": words, "label": [0, 1] * 20, "site": words}, client="site", source="made"
+    )
+    assert len(alone.client_names) == 40
+    by_class = as_dataset({"text": words, "label": [0, 1] * 20}, client="label")
+    assert by_class.clients.tolist() == by_class.labels.tolist()
+
+
+def test_examples_of_many_classes_may_be_evaluated_one_a_class():
+    words = [f"word {number}" for number in range(40)]
+    assert as_dataset({"text": words, "label": words[::-1]}).num_classes == 40

@@ -140,6 +140,26 @@ def test_a_broken_example_is_counted_out_and_harms_nobody_in_its_row(models, nam
     assert_same(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_text_without_tokens_adds_its_own_gradient_and_changes_no_other(models, name):
+    here = case(models[name], TRAINED["all"])
+    data, batch = draw(seed=2, num_real=CAPACITY)
+    empty = int(batch.rows[3])
+    lengths = np.asarray(data.lengths).copy()
+    lengths[empty] = 0
+    mask = np.arange(TOKENS) < lengths[:, None]
+    ids = jnp.where(mask, data.inputs["input_ids"], 1)
+    inputs = data.inputs | {"input_ids": ids, "attention_mask": mask}
+    data = client_data(inputs, data.labels, lengths, [np.arange(EXAMPLES)])
+    alone, rest = (
+        in_rows(*here, data, batch._replace(is_real=kept), 0.3)[0]
+        for kept in (batch.rows == empty, batch.rows != empty)
+    )
+    together, facts = in_rows(*here, data, batch, 0.3)
+    assert float(facts.num_real) == CAPACITY
+    assert_same(together, jax.tree.map(jnp.add, alone, rest), rtol=1e-5, atol=1e-6)
+
+
 def test_logits_do_not_depend_at_all_on_the_other_texts_of_the_row(models):
     injected, frozen, trained = case(models["roberta"], TRAINED["B"])
     owner = np.repeat([[0, 1, 2, -1]], 4, axis=1).reshape(1, 16)

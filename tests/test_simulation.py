@@ -172,6 +172,14 @@ def test_a_run_goes_right_under_runs_whatever_its_name(name, folder):
     assert simulation.folder_of(name) == Path("runs", folder)
 
 
+def test_a_folder_named_like_a_model_of_the_shelf_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    run = ffa.simulate(tiny(rounds=1), out="run")
+    assert run.experiment.model.name == "tiny"
+    assert len(run.predict(["a good film"])) == 1
+
+
 def test_a_diverged_run_says_so_on_console_and_page(tmp_path, capsys):
     experiment = tiny(rounds=2, **{"optimizer.learning_rate": 1e30})
     run = ffa.simulate(experiment, out=tmp_path / "run")
@@ -180,7 +188,9 @@ def test_a_diverged_run_says_so_on_console_and_page(tmp_path, capsys):
     assert "diverged" in (run.path / "report.html").read_text()
 
 
-def test_a_run_on_pairs_asks_for_both_texts_and_is_used_from_anywhere(tmp_path, monkeypatch):
+def test_a_run_on_pairs_asks_for_both_texts_and_is_used_from_anywhere(
+    tmp_path, monkeypatch, capsys
+):
     rows = [f"word{n} good,word{n % 3} fine,{n % 2}" for n in range(80)]
     (tmp_path / "pairs.csv").write_text("\n".join(["a,b,label", *rows]))
     monkeypatch.chdir(tmp_path)
@@ -190,6 +200,8 @@ def test_a_run_on_pairs_asks_for_both_texts_and_is_used_from_anywhere(tmp_path, 
     with pytest.raises(InputError, match="pairs"):
         run.predict(["word1 good"])
     assert run.predict(["word1 good"], ["word2 fine"])[0].label in "01"
+    assert cli.main(["evaluate", "run", "--data.path", "pairs.csv"]) == 0
+    assert "trained on included" in capsys.readouterr().err
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert cli.main(["evaluate", "../run"]) == 0

@@ -23,21 +23,26 @@ from ffalora_jax.text import block_widths
 REPEATS = 3
 
 
+def plain(size: int, widths: tuple[int, ...]) -> dict:
+    """Returns the changes to a prepared run that make it compute examples in blocks, without packing."""
+    return {"blocks": Blocks(size, widths), "packing": None}
+
+
 def main() -> None:
     """Times one round of every form in turn, the forms interleaved, and prints medians."""
     run = prepare(ffa.load_experiment("experiments/quickstart.toml"))
     tokens, capacity = run.experiment.model.max_tokens, run.plan.capacity
     forms = {
-        "padded, one block": Blocks(capacity, (tokens,)),
-        "blocks of 8, full width": Blocks(8, (tokens,)),
-        "blocks of 8, three widths": Blocks(8, block_widths(tokens)),
-        "blocks of 16, three widths": Blocks(16, block_widths(tokens)),
+        "padded, one block": plain(capacity, (tokens,)),
+        "blocks of 8, full width": plain(8, (tokens,)),
+        "blocks of 8, three widths": plain(8, block_widths(tokens)),
+        "packed rows": {"packing": run.packing},
     }
     keys = Keys(rng.public_root(0), rng.secret_root(0))
     arguments = (keys, run.state, run.frozen, run.data, run.numbers, jnp.int32(1))
     calls = {
-        name: run._replace(blocks=b).rounds().lower(*arguments).compile()
-        for name, b in forms.items()
+        name: run._replace(**form).rounds().lower(*arguments).compile()
+        for name, form in forms.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(REPEATS + 1):

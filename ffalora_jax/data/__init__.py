@@ -114,7 +114,13 @@ def as_dataset(
     names |= {"prompt": prompt, "response": response, "messages": messages}
     roles = _columns.roles(columns, names, source)
     has_classes = label is not None and ("text" in roles or "image" in roles)
-    wanted = [*roles.values(), *([label] if has_classes else []), *([client] if client else [])]
+    wanted = [*roles.values(), *([label] if has_classes else [])]
+    twice = next((name for name in wanted if wanted.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"Column {twice!r} is named for two things at once ({source}). {_columns.FLAGS}, each another."
+        )
+    wanted += [client] if client else []
     picked = _columns.pick(columns, wanted, source, lazy=roles.get("image"))
     inputs = _inputs(picked, roles, source)
     size = len(next(iter(inputs.values())))

@@ -12,9 +12,6 @@ from ffalora_jax.errors import InputError
 
 FLAGS = "Name yours with --data.text, --data.label, --data.text-pair, --data.client"
 ROLES = ("system", "user", "assistant", "tool")
-MOST_LONE_CLASSES = 20
-"""Rows that may all have another class; above, the column is something else."""
-
 RESPONSE = ("response",)
 """The one class of examples whose response is learnt."""
 
@@ -68,11 +65,6 @@ def pick(
                 f"No column {name!r} in the data ({source}): there are {', '.join(map(repr, columns))}. "
                 f"{FLAGS}."
             )
-    if len(set(wanted)) < len(wanted):
-        twice = next(name for name in wanted if list(wanted).count(name) > 1)
-        raise InputError(
-            f"Column {twice!r} is named for two things at once ({source}). {FLAGS}, each another."
-        )
     picked = {name: columns[name] if name == lazy else list(columns[name]) for name in wanted}
     sizes = {len(column) for column in picked.values()}
     if sizes == {0}:
@@ -101,11 +93,6 @@ def codes(column: Sequence, name: str, source: str) -> tuple[np.ndarray, tuple[s
         names = sorted(distinct, key=int)
     except ValueError:
         names = sorted(distinct)
-    if len(names) == len(words) > MOST_LONE_CLASSES:
-        raise InputError(
-            f"Column {name!r} holds {len(words)} different values in {len(words)} rows, expected classes "
-            f"({source}): name the column with the labels by --data.label."
-        )
     number = {word: index for index, word in enumerate(names)}
     return np.array([number[word] for word in words], np.int64), tuple(names)
 

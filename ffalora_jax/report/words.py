@@ -122,8 +122,8 @@ def answer(run: Run) -> str:
         return f"{who} trained for {facts.rounds} rounds; the run has not reached its final evaluation."
     if diverged(run):
         return (
-            f"{who} trained for {facts.rounds} rounds, and the run diverged: the model's updates or outputs "
-            "are no longer finite numbers. Lower optimizer.learning_rate."
+            f"{who} trained for {facts.rounds} rounds, and the run diverged: its updates or outputs are "
+            "no longer finite, or beyond all reason. Lower optimizer.learning_rate."
         )
     gained = f"{who} trained {_what(run)} that {_success(run, facts, things)}"
     traffic = f"{size(facts.bytes_per_client)} sent and received per site"
@@ -140,7 +140,7 @@ DIVERGED_LOSS = 1e4
 
 
 def diverged(run: Run) -> bool:
-    """Whether outputs, updates or most gradients are no longer finite, or the loss is beyond all reason."""
+    """Whether outputs, updates or a quarter of the gradients are not finite, or the loss is beyond reason."""
     lines = run.metrics
     if not lines:
         return False
