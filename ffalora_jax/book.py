@@ -51,8 +51,11 @@ class Book:
         infos = jax.tree.map(np.asarray, infos)
         found = []
         for index in range(count):
-            took_part = np.flatnonzero(infos.took_part[index])
-            clip = jax.tree.map(lambda leaf: float(leaf[index].sum()), infos.facts.clip)  # noqa: B023
+            there = infos.took_part[index]
+            slots = np.flatnonzero(there)
+            slots = slots[np.argsort(infos.clients[index][slots])]
+            took_part = infos.clients[index][slots]
+            clip = jax.tree.map(lambda leaf: float(leaf[index][there].sum()), infos.facts.clip)  # noqa: B023
             drawn, whole = clip.num_real, clip.num_real - clip.num_broken
             self.participations[took_part] += 1
             found.append(
@@ -66,7 +69,7 @@ class Book:
                     "seconds": seconds,
                     "participants": took_part.tolist(),
                     "update_norm": float(infos.update_norm[index]),
-                    "client_update_norms": infos.facts.update_norm[index].tolist(),
+                    "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
                     "clipped_share": clip.num_clipped / drawn if drawn else None,
                     "gradient_norm": clip.norm_sum / whole if whole else None,
                     "drawn": int(clip.num_real),

@@ -3,7 +3,6 @@
 Imports nothing heavy before it knows what is asked: ``ffalora --help`` and ``ffalora privacy`` load no JAX.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -79,7 +78,9 @@ def _run(arguments: list[str]) -> int:
     experiment, out = flags.read_run(arguments)
     use_jax()
     from ffalora_jax import console, simulation
+    from ffalora_jax.mesh import make_cpu_devices
 
+    make_cpu_devices(experiment.mesh)
     with console.progress() as observe:
         run = simulation.simulate(experiment, out=out, observe=observe)
     return _finish(run)
@@ -93,19 +94,27 @@ def _resume(arguments: list[str]) -> int:
     parser.add_argument(
         "--data.path", dest="data_path", help="where the data lies now, if it was moved"
     )
+    parser.add_argument("--mesh", help="devices to use now, like clients=2 (default: as the run)")
     asked = parser.parse_args(arguments)
     use_jax()
     from ffalora_jax import console, simulation
     from ffalora_jax.load import load_dataset
+    from ffalora_jax.mesh import make_cpu_devices
     from ffalora_jax.run_folder import RunFolder
 
+    experiment = RunFolder.open(asked.run).experiment()
+    make_cpu_devices(asked.mesh or experiment.mesh)
     data = None
     if asked.data_path is not None:
-        experiment = RunFolder.open(asked.run).experiment()
         data = load_dataset(experiment.replace(**{"data.path": asked.data_path}))
     with console.progress() as observe:
         run = simulation.resume(
-            asked.run, data, rounds=asked.rounds, epsilon=asked.epsilon, observe=observe
+            asked.run,
+            data,
+            rounds=asked.rounds,
+            epsilon=asked.epsilon,
+            mesh=asked.mesh,
+            observe=observe,
         )
     return _finish(run)
 
@@ -126,82 +135,17 @@ def _finish(run) -> int:
 
 
 def _predict(arguments: list[str]) -> int:
-    parser = parser_of(
-        "predict", "Label new texts with a run's model; prints label and probabilities."
-    )
-    parser.add_argument("run", help="folder of the run")
-    parser.add_argument(
-        "--input",
-        required=True,
-        help="CSV with a header, or any other file: a text a line; images: a file or folder",
-    )
-    parser.add_argument("--text", help="CSV: column with the text (default: the run's)")
-    parser.add_argument("--text-pair", help="CSV: column with the second text, for runs on pairs")
-    parser.add_argument("--client", help="whose personal leaves to use, if the run has some")
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of a table")
-    asked = parser.parse_args(arguments)
     use_jax()
-    from ffalora_jax.loaded_run import load_run
-    from ffalora_jax.predict import read_images, read_texts
+    from ffalora_jax import cli_predict
 
-    run = load_run(asked.run)
-    if run.kind == "images":
-        files = read_images(asked.input)
-        _show_predictions(run.predict(files, None, asked.client), asked.json, list(map(str, files)))
-        return DONE
-    data = run.experiment.data
-    column = data.prompt if run.kind == "instructions" else data.text
-    texts, pairs = read_texts(asked.input, asked.text or column, asked.text_pair or data.text_pair)
-    if run.kind == "instructions":
-        said = run.generate(texts, asked.client)
-        print(json.dumps({"responses": said}) if asked.json else "\n".join(said))
-    else:
-        _show_predictions(run.predict(texts, pairs, asked.client), asked.json)
-    return DONE
-
-
-def _show_predictions(found: list, as_json: bool, files: list[str] | None = None) -> None:
-    """Prints a line an example: its file if it has one, label, probabilities."""
-    from ffalora_jax.run_folder import plain
-
-    named = [{"file": file} for file in files] if files else [{}] * len(found)
-    if as_json:
-        rows = [name | one._asdict() for name, one in zip(named, found, strict=True)]
-        print(json.dumps(plain({"predictions": rows})))
-        return
-    names = list(found[0].probabilities)
-    print("\t".join([*named[0], "label", *(f"p({name})" for name in names)]))
-    for name, one in zip(named, found, strict=True):
-        each = (f"{one.probabilities[n]:.4f}" for n in names)
-        print("\t".join([*name.values(), one.label, *each]))
+    return cli_predict.predict(arguments)
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from ffalora_jax import flags
-
-    asked = flags.read_evaluate(arguments)
     use_jax()
-    from ffalora_jax.loaded_run import load_run
-    from ffalora_jax.predict import evaluate_run, same_source
+    from ffalora_jax import cli_predict
 
-    run = load_run(asked.run)
-    if same_source(asked.data, run.experiment.data):
-        tested = "" if run.accuracy is None else f" (its test part alone: {run.accuracy:.4f})"
-        print(
-            f"ffalora: this is the run's own data, what it was trained on included{tested}",
-            file=sys.stderr,
-        )
-    found = evaluate_run(run, asked.data, asked.client)
-    if asked.json:
-        print(json.dumps(found))
-    else:
-        count = found.pop("num_examples")
-        classes = found.pop("per_class", {})
-        for name, value in found.items():
-            print(f"{name} {value:.4f} on {count} examples")
-        for name, one in classes.items():
-            print(f"  {name}: {one['accuracy']:.4f} of {one['num_examples']}")
-    return DONE
+    return cli_predict.evaluate(arguments)
 
 
 def _report(arguments: list[str]) -> int:

@@ -36,6 +36,8 @@ class Participant(NamedTuple):
     """What is one client's own in a round."""
 
     client: Int[Array, ""]
+    place: Int[Array, ""]
+    """Its row in ``ClientData.members``."""
     start: Adapters
     """Trained leaves at the start: the server's, and its personal ones."""
     threshold: UInt32[Array, ""]
@@ -98,7 +100,14 @@ def make_local_update(
         batches = me.batches
         if batches is None:
             batches = draw_local_batches(
-                noise_key, round_index, me.client, data, me.threshold, local_steps, capacity
+                noise_key,
+                round_index,
+                me.client,
+                data,
+                me.place,
+                me.threshold,
+                local_steps,
+                capacity,
             )
         (end, _), facts = jax.lax.scan(
             step, (me.start, optimizer.init(me.start)), (jnp.arange(local_steps), batches)

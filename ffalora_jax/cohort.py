@@ -16,26 +16,31 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
 from ffalora_jax import rng
+from ffalora_jax.types import Leaf
 
 
 class ClientData(NamedTuple):
-    """All training examples on the device, and who owns which."""
+    """Training examples on the device (or the host), and who owns which."""
 
-    inputs: dict[str, Array]
+    inputs: dict[str, Leaf]
     """Leaves (example, ...), e.g. input_ids and attention_mask (N, T)."""
-    labels: Int[Array, " example"]
-    lengths: Int[Array, " example"]
-    """Number of real tokens of an example."""
-    members: Int[Array, "client slot"]
-    """Rows owned by a client; slots from ``sizes`` on are padding."""
-    sizes: Int[Array, " client"]
+    labels: Leaf
+    """(example,), int32."""
+    lengths: Leaf
+    """Number of real tokens of an example (example,)."""
+    members: Leaf
+    """Rows owned by a client (client, slot); slots from ``sizes`` on are padding."""
+    sizes: Leaf
+    """(client,)."""
 
 
 class Cohort(NamedTuple):
     """The clients of one round."""
 
-    clients: Int[Array, " cohort"]
-    is_real: Bool[Array, " cohort"]
+    clients: Leaf
+    """(slot,), int32."""
+    is_real: Leaf
+    """(slot,); False where nobody takes part."""
 
 
 class Batch(NamedTuple):
@@ -47,17 +52,22 @@ class Batch(NamedTuple):
 
 def client_data(inputs, labels, lengths, owners: Sequence[np.ndarray]) -> ClientData:
     """Puts the training examples on the device; ``owners[k]`` are client k's rows."""
+    return jax.tree.map(jnp.asarray, host_data(inputs, labels, lengths, owners))
+
+
+def host_data(inputs, labels, lengths, owners: Sequence[np.ndarray]) -> ClientData:
+    """Does ``client_data`` on the host (NumPy)."""
     width = max(len(rows) for rows in owners)
     members = np.zeros((len(owners), width), np.int32)
     for client, rows in enumerate(owners):
         members[client, : len(rows)] = rows
     return ClientData(
-        inputs={name: jnp.asarray(leaf) for name, leaf in inputs.items()},
-        labels=jnp.asarray(labels, jnp.int32),
+        inputs={name: np.asarray(leaf) for name, leaf in inputs.items()},
+        labels=np.asarray(labels, np.int32),
         # A text without a token counts as one of padding: packed, it needs a place of its own.
-        lengths=jnp.maximum(jnp.asarray(lengths, jnp.int32), 1),
-        members=jnp.asarray(members),
-        sizes=jnp.asarray([len(rows) for rows in owners], jnp.int32),
+        lengths=np.maximum(np.asarray(lengths, np.int32), 1),
+        members=members,
+        sizes=np.asarray([len(rows) for rows in owners], np.int32),
     )
 
 
@@ -122,15 +132,15 @@ def draw_batch(
 
 
 def draw_local_batches(
-    key: Array, round_index, client, data: ClientData, limit, local_steps: int, capacity: int
+    key: Array, round_index, client, data: ClientData, place, limit, local_steps: int, capacity: int
 ) -> Batch:
-    """Draws all steps of one client in one round: leaves (step, slot)."""
+    """Draws all steps of one client in one round: leaves (step, slot); ``place``: its row of members."""
 
     def one(step):
         return draw_batch(
             rng.stream(key, rng.Purpose.BATCH, round_index, client, step),
-            data.members[client],
-            data.sizes[client],
+            data.members[place],
+            data.sizes[place],
             limit,
             capacity,
         )

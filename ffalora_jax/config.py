@@ -5,6 +5,7 @@ described once, in its annotation; ``ffalora run --help`` and ``ffalora init`` p
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from ffalora_jax.config_training import MethodConfig, ModelConfig, OptimizerConf
 from ffalora_jax.errors import InputError, between, nearest, one_of, positive
 
 COHORT_SAMPLINGS = ("fixed", "poisson")
+CLIENT_DATA = ("auto", "device", "host")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,20 @@ class Experiment:
             "slot of the capacity, padded: fixed work, whatever is drawn"
         ),
     ] = True
+    client_data: Annotated[
+        str,
+        Doc(
+            "where the examples lie: device (moved once), host (those of a round's clients are moved when "
+            "it begins), or auto (host if a round needs a part only and all are above 1 GiB)"
+        ),
+    ] = "auto"
+    mesh: Annotated[
+        str,
+        Doc(
+            "devices: auto (all there are, the clients dealt over them), or e.g. clients=4,model=2 "
+            "(model: the backbone's large matrices sharded)"
+        ),
+    ] = "auto"
     weighted: Annotated[
         bool, Doc("average the clients by their number of examples (reveals the sizes)")
     ] = False
@@ -68,6 +84,8 @@ class Experiment:
             max_validation=self.max_validation,
         )
         one_of(COHORT_SAMPLINGS, cohort_sampling=self.cohort_sampling)
+        one_of(CLIENT_DATA, client_data=self.client_data)
+        mesh_axes(self.mesh)
         between(0, 2**32, seed=self.seed)
         between(0, 2**64, noise_seed=self.noise_seed)
         if not (self.client_chunk == "auto" or _is_count(self.client_chunk)):
@@ -95,6 +113,21 @@ class Experiment:
         if not self.privacy.is_private:
             return self
         return self.replace(**{"privacy.epsilon": self.privacy.budget})
+
+
+def mesh_axes(setting: str) -> dict[str, int]:
+    """Reads ``clients=4,model=2``; empty for ``auto``.
+
+    Raises:
+        InputError: another form.
+    """
+    if setting == "auto":
+        return {}
+    found = re.findall(r"(?:^|,)\s*(clients|model)\s*=\s*(\d+)\s*(?=,|$)", setting)
+    sizes = {name: int(count) for name, count in found}
+    if not sizes or len(sizes) != setting.count("=") or min(sizes.values()) < 1:
+        raise InputError(f"Expected mesh to be auto or like clients=4,model=2, got {setting!r}.")
+    return sizes
 
 
 def _fields(config) -> list[str]:

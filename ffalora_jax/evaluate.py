@@ -1,14 +1,17 @@
 """Scores on held-out data: packed rows, or length-sorted batches of a few static shapes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax.client import Frozen
 from ffalora_jax.lora import LoraModel
+from ffalora_jax.mesh import num_shards, over_devices
 from ffalora_jax.metrics import class_metrics
 from ffalora_jax.packing import Packed, pack_on_host
 from ffalora_jax.probes import packing_for
@@ -33,9 +36,12 @@ class Scores(NamedTuple):
     """The task's own figures, over all examples together."""
 
 
-def make_predictor(model: LoraModel, task: Task) -> Predict:
-    """Returns the compiled forward pass over some rows; for classes, outcomes are logits."""
-    padded, packed = _padded_predictor(model, task), _packed_predictor(model)
+def make_predictor(model: LoraModel, task: Task, mesh: Mesh | None = None) -> Predict:
+    """Returns the compiled forward pass over some rows; for classes, outcomes are logits.
+
+    Over a mesh every device does a share of what is computed at once.
+    """
+    padded, packed = _padded_predictor(model, task, mesh), _packed_predictor(model, mesh)
 
     def predict(frozen, adapters, encoded, rows):
         if len(rows) == 0:
@@ -48,48 +54,59 @@ def make_predictor(model: LoraModel, task: Task) -> Predict:
     return predict
 
 
-def _padded_predictor(model: LoraModel, task: Task) -> Predict:
+def _padded_predictor(model: LoraModel, task: Task, mesh: Mesh | None) -> Predict:
     """Batches of examples of like length."""
+    batch = -(-BATCH // num_shards(mesh)) * num_shards(mesh)
+
+    def outcomes(params, inputs):
+        return (), task.outcome(partial(model.apply, *params), inputs), ()
 
     @jax.jit
     def forward(frozen: Frozen, adapters: Adapters, inputs):
-        joined = leaves.merge(frozen.adapters, adapters)
-
-        def apply(**named):
-            return model.apply(frozen.backbone, joined, **named)
-
-        return task.outcome(apply, inputs)
+        params = frozen.backbone, leaves.merge(frozen.adapters, adapters)
+        return over_devices(outcomes, mesh, params, inputs)[1]
 
     def predict(frozen, adapters, encoded, rows):
         order = np.argsort(encoded.lengths[rows], kind="stable")
         widths = encoded.widths
         parts = []
-        for start in range(0, len(order), BATCH):
-            here = rows[order[start : start + BATCH]]
+        for start in range(0, len(order), batch):
+            here = rows[order[start : start + batch]]
             longest = encoded.lengths[here].max()
             width = next(width for width in widths if width >= longest)
-            padded = np.pad(here, (0, BATCH - len(here)), mode="edge")
+            padded = np.pad(here, (0, batch - len(here)), mode="edge")
             inputs = {name: _cut(leaf[padded], width) for name, leaf in encoded.inputs.items()}
-            parts.append((order[start : start + BATCH], forward(frozen, adapters, inputs)))
+            parts.append((order[start : start + batch], forward(frozen, adapters, inputs)))
         return _in_order(parts, len(rows))
 
     return predict
 
 
-def _packed_predictor(model: LoraModel) -> Callable[..., np.ndarray]:
-    """Rows of texts laid one after another, as in training."""
+def _packed_predictor(model: LoraModel, mesh: Mesh | None) -> Callable[..., np.ndarray]:
+    """Rows of texts laid one after another, as in training: a block of rows for every device."""
+    shards = num_shards(mesh)
+
+    def logits(params, packed: Packed):
+        assert model.apply_probed is not None, "asked of packing_for"
+        apply = partial(model.apply_probed, *params, {})
+        return (), jax.lax.map(lambda block: apply(block)[0], packed), ()
 
     @jax.jit
     def forward(frozen: Frozen, adapters: Adapters, packed: Packed):
-        joined = leaves.merge(frozen.adapters, adapters)
-        assert model.apply_probed is not None, "asked of packing_for"
-        return model.apply_probed(frozen.backbone, joined, {}, packed)[0]
+        params = frozen.backbone, leaves.merge(frozen.adapters, adapters)
+        return over_devices(logits, mesh, params, packed)[1]
 
     def predict(frozen, adapters, encoded, rows, packing):
         inputs = {name: leaf[rows] for name, leaf in encoded.inputs.items()}
-        laid = pack_on_host(inputs, encoded.lengths[rows], packing.width, packing.rows)
-        parts = [(chosen, forward(frozen, adapters, packed)) for chosen, packed in laid]
-        return _in_order(parts, len(rows))
+        laid = list(pack_on_host(inputs, encoded.lengths[rows], packing.width, packing.rows))
+        parts = []
+        for start in range(0, len(laid), shards):
+            chosen, blocks = zip(*laid[start : start + shards], strict=True)
+            blocks += blocks[:1] * (shards - len(blocks))  # a block again, and not looked at
+            found = forward(frozen, adapters, jax.tree.map(lambda *x: np.stack(x), *blocks))
+            parts.append((chosen, found))
+        each = ((c, f) for chosen, found in parts for c, f in zip(chosen, found, strict=False))
+        return _in_order(list(each), len(rows))
 
     return predict
 

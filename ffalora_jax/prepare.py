@@ -3,6 +3,7 @@
 Stands between the parts and the loop: ``simulate`` runs what is prepared here, ``run_folder`` writes it.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,18 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, partition, registry, rng
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
-from ffalora_jax.cohort import ClientData, client_data, threshold
+from ffalora_jax.cohort import ClientData, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
+from ffalora_jax.mesh import backbone_on, make_mesh, replicated
 from ffalora_jax.methods import Method
 from ffalora_jax.partition import Owners
 from ffalora_jax.pretrained import Loaded
@@ -34,6 +37,9 @@ from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
+
+HOST_BYTES = 2**30
+"""Of training examples, above which only those of a round's clients are moved to the device."""
 
 MOST_LONE_CLASSES = 20
 """Examples that may all have another class; of more, the labels are something else."""
@@ -62,6 +68,7 @@ class Prepared(NamedTuple):
     settings: RoundSettings
     blocks: Blocks
     packing: Packing | None
+    mesh: Mesh | None
     optimizer: optax.GradientTransformation
 
     @property
@@ -81,11 +88,11 @@ class Prepared(NamedTuple):
             self.blocks,
             self.packing,
         )
-        return make_round(local_update, self.method, self.settings)
+        return make_round(local_update, self.method, self.settings, self.mesh)
 
     def rounds(self):
         """Returns the jitted function of several rounds."""
-        return make_rounds(self.round_step(), self.settings)
+        return make_rounds(self.round_step(), self.settings, self.mesh)
 
 
 def prepare(
@@ -122,6 +129,34 @@ def prepare(
     chunk = choose_chunk(experiment.client_chunk, cohort_size, injected.backbone)
     begin = {} if loaded.start is None else loaded.start.adapters
     frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows), begin)
+    whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
+    numbers = ClientNumbers(
+        np.asarray([threshold(c.sampling.probability) for c in plan.clients], np.uint32),
+        np.asarray([c.noise_multiplier for c in plan.clients], np.float32),
+    )
+    settings = RoundSettings(
+        num_clients=len(rows),
+        cohort_size=cohort_size,
+        cohort_sampling=experiment.cohort_sampling,
+        chunk=chunk,
+        weighted=experiment.weighted,
+        rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
+    )
+    mesh = make_mesh(experiment.mesh, settings.slots(1))
+    settings = _where_data_lies(experiment, settings, whole)
+    packing = _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None
+    frozen = Frozen(backbone_on(mesh, frozen.backbone), replicated(mesh, frozen.adapters))
+    state = dataclasses.replace(
+        state,
+        adapters=replicated(mesh, state.adapters),
+        round_index=replicated(mesh, state.round_index),
+    )
+    if settings.by_slot:
+        personal = jax.tree.map(np.array, state.personal)
+    else:
+        whole, numbers, personal = replicated(
+            mesh, jax.tree.map(jnp.asarray, (whole, numbers, state.personal))
+        )
     return Prepared(
         experiment,
         dataset,
@@ -133,24 +168,30 @@ def prepare(
         method,
         mechanism,
         plan,
-        client_data(encoded.inputs, dataset.labels, encoded.lengths, rows),
-        ClientNumbers(
-            jnp.asarray([threshold(c.sampling.probability) for c in plan.clients], jnp.uint32),
-            jnp.asarray([c.noise_multiplier for c in plan.clients], jnp.float32),
-        ),
+        whole,
+        numbers,
         frozen,
-        state,
-        RoundSettings(
-            num_clients=len(rows),
-            cohort_size=cohort_size,
-            cohort_sampling=experiment.cohort_sampling,
-            chunk=chunk,
-            weighted=experiment.weighted,
-            rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
-        ),
+        dataclasses.replace(state, personal=personal),
+        settings,
         _blocks(experiment, chunk, plan.capacity, encoded),
-        _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None,
+        packing,
+        mesh,
         optimizer,
+    )
+
+
+def _where_data_lies(
+    experiment: Experiment, settings: RoundSettings, data: ClientData
+) -> RoundSettings:
+    """Says whether a round's clients are dealt from the host: then a call is one round, if they change."""
+    part_only = settings.slots(1) < settings.num_clients
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
+    by_slot = {"device": False, "host": True, "auto": part_only and nbytes > HOST_BYTES}
+    if not (by_slot[experiment.client_data] or jax.process_count() > 1):
+        return settings
+    changes = part_only or settings.cohort_sampling == "poisson"
+    return settings._replace(
+        by_slot=True, rounds_per_call=1 if changes else settings.rounds_per_call
     )
 
 

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, UInt32
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
-from ffalora_jax.aggregation import mean_upload
+from ffalora_jax.aggregation import mean_upload, weighted_sum
 from ffalora_jax.client import ClientFacts, Frozen, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, cohort_capacity, draw_cohort
+from ffalora_jax.mesh import kept_dealt, kept_whole, num_shards, over_devices
 from ffalora_jax.methods import Method
 from ffalora_jax.types import Adapters, Leaf, Tree
 
@@ -30,7 +32,7 @@ class RoundState:
     adapters: Adapters
     """The server's trained leaves."""
     personal: Tree
-    """Leaves that stay at their client, with a leading axis of all clients."""
+    """Leaves that stay at their client, with a leading axis of all clients (or of the slots, as the data)."""
     round_index: Leaf
     """0-based, int32 scalar."""
 
@@ -43,21 +45,25 @@ class Keys(NamedTuple):
 
 
 class ClientNumbers(NamedTuple):
-    """The plan's per-client numbers as arrays (client,)."""
+    """The plan's per-client numbers as arrays (client,), or (slot,) as the data."""
 
-    threshold: UInt32[Array, " client"]
+    threshold: Leaf
     """Probability of an example in a draw, in units of 2^-32 (``cohort.threshold``)."""
-    noise_multiplier: Float[Array, " client"]
+    noise_multiplier: Leaf
+    """Noise stddev on a sum, in units of the clip norm."""
 
 
 class RoundInfo(NamedTuple):
     """What a round tells the host; leading axis: rounds of the call."""
 
-    took_part: Bool[Array, "*round client"]
+    clients: Int[Array, "*round slot"]
+    """Who was in the slots of the cohort."""
+    took_part: Bool[Array, "*round slot"]
+    """False for slots that stayed empty."""
     update_norm: Float[Array, "*round"]
     """L2 norm of the mean update."""
     facts: ClientFacts
-    """Per client (client,), zero where it did not take part. Not private."""
+    """Per slot. Not private."""
 
 
 class RoundSettings(NamedTuple):
@@ -69,15 +75,41 @@ class RoundSettings(NamedTuple):
     chunk: int
     weighted: bool
     rounds_per_call: int
+    by_slot: bool = False
+    """Data, numbers and personal leaves hold the cohort's slots only, in their order (``deal``)."""
+
+    def slots(self, shards: int) -> int:
+        """Returns the static number of client slots, a multiple of the devices that share them."""
+        count = cohort_capacity(self.num_clients, self.cohort_size, self.cohort_sampling)
+        return -(-count // shards) * shards
 
 
-def make_round(local_update: Callable, method: Method, settings: RoundSettings) -> Callable:
+def make_round(
+    local_update: Callable, method: Method, settings: RoundSettings, mesh: Mesh | None = None
+) -> Callable:
     """Builds the pure function of one round.
 
     ``round_step(keys, state, frozen, data, numbers, batches=None, cohort=None) -> (state, info)``;
-    ``batches`` (cohort slot, step, slot) and ``cohort`` replace the draws.
+    ``batches`` (cohort slot, step, slot) and ``cohort`` replace the draws. With a mesh every device has a
+    share of the slots; an empty slot draws nothing, and its upload is masked.
     """
-    slots = cohort_capacity(settings.num_clients, settings.cohort_size, settings.cohort_sampling)
+    shards, by_slot = num_shards(mesh), settings.by_slot
+
+    def on_one_device(shared, apart):
+        secret, round_index, frozen, server, data = shared
+        participants, personal, is_real, weights, batches, here = apart
+        data = here if by_slot else data
+        count = is_real.shape[0]
+        clients, limit, noise = participants
+        places = jnp.arange(count) if by_slot else clients
+        start = leaves.merge(leaves.stack(server, count), personal)
+        everyone = Participant(clients, places, start, limit, noise, batches)
+        given = secret, round_index, frozen, data
+        ends, facts = over_clients(local_update, given, everyone, settings.chunk)
+        sent = leaves.select(ends, leaves.names(server))
+        uploads = jax.vmap(method.upload, in_axes=(None, 0), axis_size=count)(server, sent)
+        mine = leaves.select(ends, leaves.names(personal))
+        return (mine, uploads), facts, weighted_sum(uploads, is_real, weights)
 
     def round_step(
         keys: Keys,
@@ -89,47 +121,53 @@ def make_round(local_update: Callable, method: Method, settings: RoundSettings) 
         cohort: Cohort | None = None,
     ) -> tuple[RoundState, RoundInfo]:
         if cohort is None:
-            cohort = draw_cohort(
-                rng.stream(keys.public, rng.Purpose.COHORT, state.round_index),
-                settings.num_clients,
-                settings.cohort_size,
-                settings.cohort_sampling,
-                slots,
-            )
-        clients = cohort.clients
-        starts = leaves.merge(
-            leaves.stack(state.adapters, clients.shape[0]),
-            jax.tree.map(lambda leaf: leaf[clients], state.personal),
-        )
-        everyone = Participant(
-            clients,
-            starts,
-            numbers.threshold[clients],
-            numbers.noise_multiplier[clients],
-            batches,
-        )
+            cohort = draw_cohort_of(settings, keys.public, state.round_index)
+        filled, batches = _fill_up(cohort, batches, shards)
+        filled = kept_whole(mesh, filled)
+        clients, is_real = filled
 
-        shared = keys.secret, state.round_index, frozen, data
-        ends, facts = over_clients(local_update, shared, everyone, settings.chunk)
-        sent = leaves.select(ends, leaves.names(state.adapters))
-        send = jax.vmap(method.upload, in_axes=(None, 0), axis_size=clients.shape[0])
-        uploads = send(state.adapters, sent)
-        weights = data.sizes[clients].astype(jnp.float32) if settings.weighted else None
-        nothing = method.upload(state.adapters, state.adapters)
-        mean = mean_upload(uploads, cohort.is_real, weights, fallback=nothing)
-        after = method.read(
-            state.adapters, mean, *_of_those_there(uploads, nothing, weights, cohort)
-        )
-        personal = _keep(state.personal, ends, cohort)
-        change = jax.tree.map(jnp.subtract, after, state.adapters)
+        def of_slots(tree):
+            return tree if by_slot else jax.tree.map(lambda leaf: leaf[clients], tree)
+
+        server, personal = state.adapters, of_slots(state.personal)
+        limit, noise = of_slots(numbers)
+        participants = clients, jnp.where(is_real, limit, jnp.uint32(0)), noise
+        weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
+        shared = keys.secret, state.round_index, frozen, server, None if by_slot else data
+        apart = participants, personal, is_real, weights, batches, data if by_slot else None
+        (ends, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
+        nothing = method.upload(server, server)
+        mean = mean_upload(sums, fallback=nothing)
+        after = method.read(server, mean, *_of_those_there(uploads, nothing, weights, filled))
+        change = jax.tree.map(jnp.subtract, after, server)
         info = RoundInfo(
-            took_part=jnp.zeros(settings.num_clients, bool).at[clients].max(cohort.is_real),
-            update_norm=optax.tree.norm(change) if change else jnp.float32(0),
-            facts=jax.tree.map(lambda leaf: _by_client(leaf, cohort, settings.num_clients), facts),
+            clients, is_real, optax.tree.norm(change) if change else jnp.float32(0), facts
         )
-        return RoundState(after, personal, state.round_index + 1), info
+        kept = _keep(state.personal, ends, filled, by_slot)
+        return RoundState(after, kept, state.round_index + 1), info
 
     return round_step
+
+
+def draw_cohort_of(settings: RoundSettings, public: Array, round_index) -> Cohort:
+    """Draws the clients of a round."""
+    return draw_cohort(
+        rng.stream(public, rng.Purpose.COHORT, round_index),
+        settings.num_clients,
+        settings.cohort_size,
+        settings.cohort_sampling,
+        settings.slots(1),
+    )
+
+
+def _fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort, Batch | None]:
+    """Adds empty slots until the devices share them evenly."""
+    missing = -cohort.clients.shape[0] % shards
+
+    def padded(leaf):
+        return jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+
+    return jax.tree.map(padded, (cohort, batches)) if missing else (cohort, batches)
 
 
 def over_clients(local_update: Callable, shared: tuple, participants: Participant, chunk: int):
@@ -146,17 +184,19 @@ def over_clients(local_update: Callable, shared: tuple, participants: Participan
     return jax.lax.map(one_client, participants, batch_size=chunk)
 
 
-def make_rounds(round_step: Callable, settings: RoundSettings) -> Callable:
-    """Returns the jitted ``(keys, state, frozen, data, numbers, num_rounds) -> (state, infos)``.
+def make_rounds(
+    round_step: Callable, settings: RoundSettings, mesh: Mesh | None = None
+) -> Callable:
+    """Returns the jitted ``(keys, state, frozen, data, numbers, num_rounds, cohort=None) -> (state, infos)``.
 
     Up to ``settings.rounds_per_call`` rounds by ``lax.scan``; rounds from ``num_rounds`` on are skipped,
-    so a last, shorter call is the same program.
+    so a last, shorter call is the same program. A given ``cohort`` is that of all of them.
     """
 
     @jax.jit
-    def run_rounds(keys, state, frozen, data, numbers, num_rounds):
+    def run_rounds(keys, state, frozen, data, numbers, num_rounds, cohort=None):
         def one(state):
-            return round_step(keys, state, frozen, data, numbers)
+            return round_step(keys, state, frozen, data, numbers, None, cohort)
 
         nothing = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, state)[1]
@@ -165,7 +205,15 @@ def make_rounds(round_step: Callable, settings: RoundSettings) -> Callable:
         def body(state, index):
             return jax.lax.cond(index < num_rounds, one, lambda state: (state, nothing), state)
 
-        return jax.lax.scan(body, state, jnp.arange(settings.rounds_per_call))
+        after, infos = jax.lax.scan(body, state, jnp.arange(settings.rounds_per_call))
+        # Where the next call expects them: as they came.
+        keep = kept_dealt if settings.by_slot else kept_whole
+        here = RoundState(
+            kept_whole(mesh, after.adapters),
+            keep(mesh, after.personal),
+            kept_whole(mesh, after.round_index),
+        )
+        return here, kept_whole(mesh, infos)
 
     return run_rounds
 
@@ -174,21 +222,23 @@ def _of_those_there(uploads: Tree, nothing: Tree, weights: Array | None, cohort:
     """Returns (uploads, weights) in which a slot without a client changes nothing and weighs nothing."""
 
     def masked(leaf, own):
-        is_real = cohort.is_real.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return jnp.where(is_real, leaf, own[None])
+        return jnp.where(_along(cohort.is_real, leaf), leaf, own[None])
 
     ones = jnp.ones(cohort.clients.shape[0]) if weights is None else weights
     return jax.tree.map(masked, uploads, nothing), jnp.where(cohort.is_real, ones, 0.0)
 
 
-def _keep(personal: Tree, ends: Adapters, cohort: Cohort) -> Tree:
+def _keep(personal: Tree, ends: Adapters, cohort: Cohort, by_slot: bool) -> Tree:
     """Writes the cohort's personal leaves back; empty slots write nowhere."""
+    if by_slot:
+        return jax.tree.map(
+            lambda old, new: jnp.where(_along(cohort.is_real, old), new, old), personal, ends
+        )
     count = next((leaf.shape[0] for leaf in jax.tree.leaves(personal)), 0)
     places = jnp.where(cohort.is_real, cohort.clients, count)
-    mine = leaves.select(ends, leaves.names(personal))
-    return jax.tree.map(lambda all_, new: all_.at[places].set(new, mode="drop"), personal, mine)
+    return jax.tree.map(lambda all_, new: all_.at[places].set(new, mode="drop"), personal, ends)
 
 
-def _by_client(leaf: Array, cohort: Cohort, num_clients: int) -> Array:
-    places = jnp.where(cohort.is_real, cohort.clients, num_clients)
-    return jnp.zeros((num_clients, *leaf.shape[1:]), leaf.dtype).at[places].set(leaf, mode="drop")
+def _along(mask: Array, leaf: Array) -> Array:
+    """Returns a mask over the slots in the shape that meets a leaf (slot, ...)."""
+    return mask.reshape(-1, *(1,) * (leaf.ndim - 1))

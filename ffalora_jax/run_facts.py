@@ -57,6 +57,8 @@ def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "git": _git_commit(),
+        "mesh": None if run.mesh is None else dict(run.mesh.shape),
+        "client_data": "host" if run.settings.by_slot else "device",
         "client_chunk": run.settings.chunk,
         "block_size": run.blocks.size,
         "packing": None if run.packing is None else run.packing._asdict(),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from ffalora_jax import rng
@@ -16,11 +15,13 @@ from ffalora_jax.book import Book, largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger
 from ffalora_jax.cohort import data_hash
 from ffalora_jax.config import Experiment
+from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.held_out import test, validation
 from ffalora_jax.interrupt import stop_flag
 from ffalora_jax.loaded_run import Run, load_run
+from ffalora_jax.mesh import num_shards
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.report import write_report
 from ffalora_jax.round import Keys, RoundState
@@ -115,12 +116,14 @@ def resume(
     model: nnx.Module | None = None,
     rounds: int = 0,
     epsilon: float | None = None,
+    mesh: str | None = None,
     observe: Observer = lambda event: None,
 ) -> Run:
     """Continues a run after a stop, to the same bits; or adds ``rounds`` to it.
 
     The ledger is carried over: added rounds spend on top of what was spent, with the noise of the run.
-    ``epsilon`` raises the budget, which a run that ended as planned has used up.
+    ``epsilon`` raises the budget, which a run that ended as planned has used up. ``mesh`` says which
+    devices to use now: with another number of them the result is the same up to rounding.
 
     Raises:
         InputError: no run there, no checkpoint, or one of another experiment or other weights.
@@ -143,7 +146,7 @@ def resume(
             observe(Event(f"the run has all its {ledger.rounds_done} rounds: nothing to do"))
             return load_run(path, model)
         observe(Event("preparing data, model and noise"))
-        run = _prepared_again(folder, ledger, data, model)
+        run = _prepared_again(folder, ledger, data, model, mesh)
         if rounds and run.plan.rounds_within_budget <= ledger.rounds_done:
             raise InputError(
                 f"No round can be added: the budget of epsilon {ledger.budget:g} is spent after "
@@ -192,12 +195,13 @@ def _is_complete(folder: RunFolder, ledger: Ledger) -> bool:
 
 
 def _prepared_again(
-    folder: RunFolder, ledger: Ledger, data: Any, model: nnx.Module | None
+    folder: RunFolder, ledger: Ledger, data: Any, model: nnx.Module | None, mesh: str | None
 ) -> Prepared:
     """Prepares the run of a folder, and makes sure that it is the same one."""
     experiment = folder.experiment()
     planned = experiment.replace(
         rounds=ledger.planned_rounds,
+        mesh=mesh or experiment.mesh,
         **{"privacy.epsilon": ledger.budget or experiment.privacy.epsilon},
     )
     run = prepare(planned, data, model, ledger.noise_multipliers)
@@ -214,13 +218,14 @@ def _prepared_again(
     return run
 
 
-def _compile(run: Prepared, observe: Observer) -> Callable:
-    """Compiles the rounds ahead of time: an executable cannot be traced again, whatever later calls hold."""
-    at_once = run.settings.chunk
-    observe(Event(f"compiling the round, {at_once} client{'s' * (at_once > 1)} at a time"))
-    keys = Keys(rng.public_root(0), rng.secret_root(0))  # only their shape matters here
-    arguments = (keys, run.state, run.frozen, run.data, run.numbers, jnp.int32(1))
-    return run.rounds().lower(*arguments).compile()
+def _compile(run: Prepared, observe: Observer) -> Engine:
+    """Compiles the rounds, saying how they are computed."""
+    at_once, shards = run.settings.chunk, num_shards(run.mesh)
+    how = f"{at_once} client{'s' * (at_once > 1)} at a time"
+    if shards > 1:
+        how += f" on each of {shards} devices"
+    observe(Event(f"compiling the round, {how}"))
+    return Engine(run)
 
 
 def _train(
@@ -229,14 +234,14 @@ def _train(
     ledger: Ledger,
     state: RoundState,
     epsilons: list[float | None],
-    rounds_call: Callable | None,
+    rounds_call: Engine | None,
     observe: Observer,
 ) -> Run:
     """Runs the rounds that are left, in calls of a few seconds, and writes what follows from them."""
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
     book = Book(run, folder, epsilons, ledger)
     keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(ledger.noise_seed))
-    predict = make_predictor(run.model, run.task)
+    predict = make_predictor(run.model, run.task, run.mesh)
     checkpoints = Checkpoints(folder.checkpoints)
     done, seconds_a_round = ledger.rounds_done, CALL_SECONDS
     if done == 0:
@@ -246,9 +251,7 @@ def _train(
         while rounds_call is not None and done < last and not stopped.is_set():
             count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
             begin = time.perf_counter()
-            state, infos = rounds_call(
-                keys, state, run.frozen, run.data, run.numbers, jnp.int32(count)
-            )
+            state, infos = rounds_call(keys, state, count)
             jax.block_until_ready(state)
             seconds_a_round = (time.perf_counter() - begin) / count
             lines = book.lines(infos, done, count, seconds_a_round)

@@ -78,6 +78,12 @@ def run_rounds(run: Prepared, count: int, state=None):
     return state, infos
 
 
+def participants(infos) -> list[list[int]]:
+    """The clients that took part in each round of a call."""
+    rounds = zip(np.asarray(infos.clients), np.asarray(infos.took_part), strict=True)
+    return [clients[there].tolist() for clients, there in rounds]
+
+
 def drawn_rows(run: Prepared, round_index: int, client: int) -> list[list[int]]:
     """The rows that a client draws in a round, step by step: what the twin is given."""
     batch = draw_local_batches(
@@ -85,6 +91,7 @@ def drawn_rows(run: Prepared, round_index: int, client: int) -> list[list[int]]:
         round_index,
         client,
         run.data,
+        client,
         run.numbers.threshold[client],
         run.experiment.local_steps,
         run.plan.capacity,

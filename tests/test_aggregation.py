@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 
 from ffalora_jax import registry
-from ffalora_jax.aggregation import mean_upload
+from ffalora_jax.aggregation import mean_upload, weighted_sum
 
 
 def uploads(key, count=5):
     return {"a": jax.random.normal(key, (count, 3, 2)), "b": jax.random.normal(key, (count, 4))}
 
 
+def mean_of(tree, is_real, weights, fallback):
+    return mean_upload(weighted_sum(tree, is_real, weights), fallback)
+
+
 def test_uniform_mean_is_numpys(key):
     tree = uploads(key)
-    mean = mean_upload(tree, jnp.ones(5, bool), None, jax.tree.map(lambda x: x[0], tree))
+    mean = mean_of(tree, jnp.ones(5, bool), None, jax.tree.map(lambda x: x[0], tree))
     for name, leaf in tree.items():
         np.testing.assert_allclose(mean[name], np.asarray(leaf).mean(0), rtol=1e-6)
 
@@ -23,7 +27,7 @@ def test_uniform_mean_is_numpys(key):
 def test_weights_are_shares_of_the_clients_that_took_part(key):
     tree = uploads(key)
     weights, real = jnp.array([5.0, 1, 2, 100, 3]), jnp.array([True, True, True, False, True])
-    mean = mean_upload(tree, real, weights, jax.tree.map(lambda x: x[0], tree))
+    mean = mean_of(tree, real, weights, jax.tree.map(lambda x: x[0], tree))
     for name, leaf in tree.items():
         kept = np.asarray(leaf, np.float64)[[0, 1, 2, 4]]
         np.testing.assert_allclose(
@@ -38,8 +42,8 @@ def test_a_masked_client_contributes_nothing_even_if_broken(key, weights):
     real = jnp.array([True, True, False, True, True])
     fallback = jax.tree.map(lambda x: x[0], tree)
     for a, b in zip(
-        jax.tree.leaves(mean_upload(tree, real, weights, fallback)),
-        jax.tree.leaves(mean_upload(broken, real, weights, fallback)),
+        jax.tree.leaves(mean_of(tree, real, weights, fallback)),
+        jax.tree.leaves(mean_of(broken, real, weights, fallback)),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -48,7 +52,7 @@ def test_a_masked_client_contributes_nothing_even_if_broken(key, weights):
 def test_with_nobody_the_server_keeps_what_it_has(key):
     tree = uploads(key)
     fallback = jax.tree.map(lambda x: x[3], tree)
-    mean = mean_upload(tree, jnp.zeros(5, bool), None, fallback)
+    mean = mean_of(tree, jnp.zeros(5, bool), None, fallback)
     for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(fallback), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -75,7 +75,7 @@ def test_a_draw_names_no_example_twice(key):
 def test_draws_differ_over_rounds_clients_and_steps_and_repeat_from_the_same_key():
     run = prepared()
     draw = lambda round_index, client: draw_local_batches(  # noqa: E731
-        keys(run).secret, round_index, client, run.data, jnp.uint32(2**31), 3, 20
+        keys(run).secret, round_index, client, run.data, client, jnp.uint32(2**31), 3, 20
     )
     first = draw(0, 0)
     again = draw(0, 0)

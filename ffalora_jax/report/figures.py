@@ -130,7 +130,7 @@ def _norms(axes: Axes, run: Run) -> None:
     moved = [_drawn(line["update_norm"]) for line in run.metrics]
     axes.plot(rounds, moved, color=_color(0), label="mean update")
     mean = [
-        np.mean([_drawn(line["client_update_norms"][k]) for k in line["participants"]] or [0])
+        np.mean([_drawn(norm) for norm in line["client_update_norms"]] or [0])
         for line in run.metrics
     ]
     axes.plot(rounds, mean, color=_color(1), linestyle="--", label="one site's update, on average")

@@ -1,0 +1,89 @@
+"""A round's clients only: their examples moved from the host to the devices that compute them.
+
+For more data than a device holds, for a cohort of hundreds out of a million, and for several processes.
+What is moved does not grow with the clients that do not take part.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ffalora_jax.cohort import ClientData, Cohort
+from ffalora_jax.mesh import dealt, gathered, my_shards, num_shards
+from ffalora_jax.round import ClientNumbers, RoundSettings
+from ffalora_jax.types import Tree
+
+
+class Hand(NamedTuple):
+    """What a round needs of its clients, leaves (slot, ...) in the order of the cohort's slots."""
+
+    cohort: Cohort
+    """On the host."""
+    data: ClientData
+    numbers: ClientNumbers
+
+
+class Dealer:
+    """Holds all clients' leaves on the host and deals out those of a cohort, in static shapes.
+
+    Of a device with S slots the S largest clients always fit; where slots hold smaller ones, the rest of
+    the rows is padding that no ``members`` names.
+    """
+
+    def __init__(
+        self, data: ClientData, numbers: ClientNumbers, settings: RoundSettings, mesh: Mesh | None
+    ):
+        self.data, self.numbers = jax.tree.map(np.asarray, (data, numbers))
+        self.mesh, shards = mesh, num_shards(mesh)
+        self.slots = settings.slots(shards)
+        self.per_shard = self.slots // shards
+        self.rows = int(np.sort(self.data.sizes)[-self.per_shard :].sum())
+
+    def deal(self, cohort: Cohort) -> Hand:
+        """Moves a cohort's examples and numbers to the devices."""
+        missing = self.slots - cohort.clients.shape[0]
+        clients, is_real = (np.pad(np.asarray(leaf), (0, missing)) for leaf in cohort)
+        shards = [self._shard(clients[self._slots(k)]) for k in my_shards(self.mesh)]
+        data = jax.tree.map(lambda *parts: np.concatenate(parts), *shards)
+        numbers = jax.tree.map(lambda leaf: leaf[self._here(clients)], self.numbers)
+        return Hand(Cohort(clients, is_real), *dealt(self.mesh, (data, numbers)))
+
+    def personal(self, cohort: Cohort, personal: Tree) -> Tree:
+        """Moves a cohort's personal leaves, out of those of all clients (client, ...)."""
+        here = self._here(cohort.clients)
+        return dealt(self.mesh, jax.tree.map(lambda leaf: leaf[here], personal))
+
+    def collect(self, cohort: Cohort, after: Tree, personal: Tree) -> None:
+        """Writes a cohort's personal leaves back into those of all clients, in place."""
+
+        def write(whole, part):
+            whole[cohort.clients[cohort.is_real]] = gathered(part)[cohort.is_real]
+
+        jax.tree.map(write, personal, after)
+
+    def _here(self, clients: np.ndarray) -> np.ndarray:
+        """Returns the clients of this process's slots."""
+        return np.concatenate([clients[self._slots(shard)] for shard in my_shards(self.mesh)])
+
+    def _slots(self, shard: int) -> np.ndarray:
+        return np.arange(shard * self.per_shard, (shard + 1) * self.per_shard)
+
+    def _shard(self, clients: np.ndarray) -> ClientData:
+        """Returns one device's data: its clients' rows one after another, members counted from the first."""
+        sizes = self.data.sizes[clients]
+        owned = [self.data.members[c][:n] for c, n in zip(clients, sizes, strict=True)]
+        starts = np.cumsum([0, *sizes[:-1]])
+        rows = np.concatenate(owned)
+        # A client that stands in several (empty) slots may take more room than the largest ones: cut off.
+        rows = np.pad(rows[: self.rows], (0, max(0, self.rows - len(rows))))
+        within = np.arange(self.data.members.shape[1])
+        members = np.where(within < sizes[:, None], starts[:, None] + within, 0)
+        return ClientData(
+            inputs={name: leaf[rows] for name, leaf in self.data.inputs.items()},
+            labels=self.data.labels[rows],
+            lengths=self.data.lengths[rows],
+            members=np.minimum(members, self.rows - 1).astype(np.int32),
+            sizes=sizes,
+        )
