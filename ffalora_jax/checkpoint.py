@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ffalora_jax.errors import InputError
@@ -48,12 +48,16 @@ class Checkpoints:
         self.folder = folder.absolute()
         with _owner_only():
             self.folder.mkdir(exist_ok=True)
+            alone = _alone()
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT, create=False, enable_async_checkpointing=False
+                max_to_keep=KEPT,
+                create=False,
+                enable_async_checkpointing=False,
+                multiprocessing_options=alone,
             )
             handlers = {
-                "state": ocp.StandardCheckpointHandler(),
-                "ledger": ocp.JsonCheckpointHandler(),
+                "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                "ledger": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
             }
             self._manager = ocp.CheckpointManager(
                 self.folder, options=options, item_handlers=handlers
@@ -95,12 +99,12 @@ class Checkpoints:
         return None
 
     def restore(self, like: RoundState, ledger: Ledger) -> RoundState:
-        """Restores the arrays of a ledger's round, into the structure of ``like``.
+        """Restores the arrays of a ledger's round (NumPy), into the structure of ``like``.
 
         Raises:
             InputError: the checkpoint holds another tree or other shapes.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
+        target = _as_tree(like)
         # Compared before anything is read: a read that fails half-way leaves orbax's others pending.
         if self._shapes(ledger.rounds_done) != _shapes_of(target):
             raise InputError(
@@ -109,7 +113,7 @@ class Checkpoints:
             )
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         tree = self._manager.restore(ledger.rounds_done, args=arguments)["state"]
-        return RoundState(tree["adapters"], tree["personal"], jnp.asarray(tree["round_index"]))
+        return RoundState(tree["adapters"], tree["personal"], tree["round_index"])
 
     def _shapes(self, step: int) -> dict[str, Any] | None:
         """Returns shape and dtype of every saved leaf, from the checkpoint's metadata alone."""
@@ -124,11 +128,20 @@ class Checkpoints:
 
 
 def _as_tree(state: RoundState) -> dict[str, Any]:
+    # On the host: devices of other processes are not orbax's to ask.
+    state = jax.tree.map(np.asarray, state)
     return {
         "adapters": state.adapters,
         "personal": state.personal,
         "round_index": state.round_index,
     }
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Says that one process reads and writes, whatever the others do."""
+    me = jax.process_index()
+    active = {me} if jax.process_count() > 1 else None
+    return ocp.options.MultiprocessingOptions(me, active, "alone" if active else None)
 
 
 def _shapes_of(tree: Tree) -> dict[str, Any]:

@@ -21,7 +21,7 @@ HELP = f"""ffalora {__version__}: differentially private federated LoRA fine-tun
 usage: ffalora COMMAND ...
 
   run [EXPERIMENT.toml] [--method.name ffa_lora --privacy.epsilon 6 ...] [--out runs/NAME]
-                            train; without a file, the settings of `ffalora init`
+      [--processes auto]    train; without a file, the settings of `ffalora init`
   resume RUN [--rounds N] [--epsilon E]
                             go on after a stop, to the same result; or add N rounds
   predict RUN --input F [--text COLUMN] [--client NAME] [--json]
@@ -75,14 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from ffalora_jax import flags
 
-    experiment, out = flags.read_run(arguments)
+    processes, settings = flags.take(arguments, "--processes", "auto, a number or cluster")
+    experiment, out = flags.read_run(settings)
     use_jax()
-    from ffalora_jax import console, simulation
+    from ffalora_jax import console, loop, simulation
     from ffalora_jax.mesh import make_cpu_devices
+    from ffalora_jax.processes import is_first, num_processes, team
 
-    make_cpu_devices(experiment.mesh)
-    with console.progress() as observe:
-        run = simulation.simulate(experiment, out=out, observe=observe)
+    processes = processes or "1"
+    make_cpu_devices(experiment.mesh, num_processes(processes))
+    with team(processes, ["run", *arguments]):
+        if not is_first():
+            loop.follow()
+            return DONE
+        with console.progress() as observe:
+            run = simulation.simulate(experiment, out=out, observe=observe)
     return _finish(run)
 
 
@@ -95,27 +102,35 @@ def _resume(arguments: list[str]) -> int:
         "--data.path", dest="data_path", help="where the data lies now, if it was moved"
     )
     parser.add_argument("--mesh", help="devices to use now, like clients=2 (default: as the run)")
+    parser.add_argument(
+        "--processes", default="1", help="compute in several: auto, a number or cluster"
+    )
     asked = parser.parse_args(arguments)
     use_jax()
-    from ffalora_jax import console, simulation
+    from ffalora_jax import console, loop, simulation
     from ffalora_jax.load import load_dataset
     from ffalora_jax.mesh import make_cpu_devices
+    from ffalora_jax.processes import is_first, num_processes, team
     from ffalora_jax.run_folder import RunFolder
 
     experiment = RunFolder.open(asked.run).experiment()
-    make_cpu_devices(asked.mesh or experiment.mesh)
-    data = None
-    if asked.data_path is not None:
-        data = load_dataset(experiment.replace(**{"data.path": asked.data_path}))
-    with console.progress() as observe:
-        run = simulation.resume(
-            asked.run,
-            data,
-            rounds=asked.rounds,
-            epsilon=asked.epsilon,
-            mesh=asked.mesh,
-            observe=observe,
-        )
+    make_cpu_devices(asked.mesh or experiment.mesh, num_processes(asked.processes))
+    with team(asked.processes, ["resume", *arguments]):
+        data = None
+        if asked.data_path is not None:
+            data = load_dataset(experiment.replace(**{"data.path": asked.data_path}))
+        if not is_first():
+            loop.follow(data)
+            return DONE
+        with console.progress() as observe:
+            run = simulation.resume(
+                asked.run,
+                data,
+                rounds=asked.rounds,
+                epsilon=asked.epsilon,
+                mesh=asked.mesh,
+                observe=observe,
+            )
     return _finish(run)
 
 

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ffalora_jax.loaded_run import Run
+from ffalora_jax.loop import Event, Observer
 from ffalora_jax.report import words
-from ffalora_jax.simulation import Event, Observer
 
 
 @contextlib.contextmanager

@@ -24,20 +24,10 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     Raises:
         InputError: as ``load_experiment``; an unknown flag (suggests the nearest) or a value of another type.
     """
-    file, out, rest = None, None, list(arguments)
+    file, rest = None, list(arguments)
     if rest and not rest[0].startswith("-"):
         file = rest.pop(0)
-    rest = [
-        part for one in rest for part in (one.split("=", 1) if one.startswith("--out=") else [one])
-    ]
-    if "--out" in rest:
-        place = rest.index("--out")
-        if place + 1 >= len(rest):
-            raise InputError("Expected a folder after --out.")
-        out = rest[place + 1]
-        del rest[place : place + 2]
-        if "--out" in rest:
-            raise InputError("--out is given twice: keep one.")
+    out, rest = take(rest, "--out", "a folder")
     given = itertools.pairwise(rest)
     late = next((b for a, b in given if b.endswith(".toml") and not a.startswith("--")), None)
     if file is None and late is not None:
@@ -45,11 +35,32 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     start = Experiment() if file is None else load_experiment(file)
     description = (
         "Train one model over many sites. [EXPERIMENT.toml] comes first, if any; every setting can be "
-        "given as a flag. --out DIR: the run folder (default runs/NAME)."
+        "given as a flag. --out DIR: the run folder (default runs/NAME). --processes auto|N|cluster: compute "
+        "in several processes (auto: one pinned to each core; cluster: srun, mpirun, a TPU pod starts them)."
     )
-    return _parse(
-        Experiment, start, rest, "ffalora run [EXPERIMENT.toml] [--out DIR]", description
-    ), out
+    usage = "ffalora run [EXPERIMENT.toml] [--out DIR] [--processes auto|N|cluster]"
+    return _parse(Experiment, start, rest, usage, description), out
+
+
+def take(arguments: list[str], name: str, what: str) -> tuple[str | None, list[str]]:
+    """Returns the value of an option that is no setting (None: not given), and the other arguments.
+
+    Raises:
+        InputError: given twice, or without ``what``.
+    """
+    rest: list[str] = []
+    for argument in arguments:
+        rest += argument.split("=", 1) if argument.startswith(f"{name}=") else [argument]
+    if name not in rest:
+        return None, rest
+    place = rest.index(name)
+    if place + 1 >= len(rest):
+        raise InputError(f"Expected {what} after {name}.")
+    value = rest[place + 1]
+    del rest[place : place + 2]
+    if name in rest:
+        raise InputError(f"{name} is given twice: keep one.")
+    return value, rest
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,13 @@ BACKBONE = (
 """Which axis of a backbone leaf is sharded over ``model``, by its dotted path; the others are replicated."""
 
 
-def make_cpu_devices(setting: str) -> None:
+def make_cpu_devices(setting: str, processes: int = 1) -> None:
     """Lets a CPU count as so many devices as a setting names; before JAX is used for the first time.
 
     A device that waits for the others holds a thread of the pool, which is as large as there are cores:
     so it gets one more for every further device.
     """
-    wanted = math.prod(mesh_axes(setting).values())
+    wanted = math.prod(mesh_axes(setting).values()) // processes
     if wanted > 1 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         os.environ.setdefault("NPROC", str(len(os.sched_getaffinity(0)) + wanted - 1))
         with contextlib.suppress(RuntimeError):  # JAX is in use already
@@ -153,8 +153,18 @@ def dealt_on(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh | None, tree: Tree) -> Tree:
-    """Puts a tree on all devices."""
-    return tree if mesh is None else jax.device_put(tree, replicated_on(mesh))
+    """Puts a tree on all devices, of all processes: they give the same."""
+    if mesh is None:
+        return tree
+
+    def put(leaf):
+        if jax.dtypes.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):  # no device_put between processes
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        return jax.device_put(leaf, replicated_on(mesh))
+
+    return jax.tree.map(put, tree)
 
 
 def kept_whole(mesh: Mesh | None, tree: Tree) -> Tree:

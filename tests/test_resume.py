@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import ffalora_jax as ffa
-from ffalora_jax import cli, simulation
+from ffalora_jax import cli, loop
 from ffalora_jax.errors import InputError
 from tests.tiny_runs import TINY, same_bits, timeless, tiny
 
@@ -36,7 +36,7 @@ class StopAfter:
 
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_a_run_stopped_by_ctrl_c_and_resumed_ends_in_the_same_bits(whole, tmp_path, rounds):
-    with pytest.raises(simulation.Interrupted, match="ffalora resume"):
+    with pytest.raises(loop.Interrupted, match="ffalora resume"):
         ffa.simulate(tiny(), out=tmp_path / "cut", observe=StopAfter(rounds))
     assert len(ffa.load_run(tmp_path / "cut").metrics) < 6
     resumed = ffa.resume(tmp_path / "cut")
@@ -81,7 +81,7 @@ def test_every_kind_of_state_survives_a_stop(tmp_path):
         "rounds": 4,
     }
     at_once = ffa.simulate(tiny(**changes), out=tmp_path / "whole")
-    with pytest.raises(simulation.Interrupted):
+    with pytest.raises(loop.Interrupted):
         ffa.simulate(tiny(**changes), out=tmp_path / "cut", observe=StopAfter(1))
     resumed = ffa.resume(tmp_path / "cut")
     assert same_bits(at_once, resumed)
@@ -162,7 +162,7 @@ def test_resuming_on_other_data_is_refused(tmp_path):
 
 
 def test_a_last_line_that_was_cut_off_is_repaired(whole, tmp_path):
-    with pytest.raises(simulation.Interrupted):
+    with pytest.raises(loop.Interrupted):
         ffa.simulate(tiny(), out=tmp_path / "cut", observe=StopAfter(1))
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
         file.write('{"round_index": 5, "acc')

@@ -1,0 +1,206 @@
+"""The loop around the compiled rounds: compute, evaluate, account, save, stop.
+
+Of several processes the first one leads (``train``) and the others follow (``follow``): all of them compute
+and evaluate, the leader alone decides, reads and writes.
+"""
+
+import dataclasses
+import json
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ffalora_jax import rng
+from ffalora_jax.adapter_file import save_adapter
+from ffalora_jax.book import Book
+from ffalora_jax.checkpoint import Checkpoints, Ledger
+from ffalora_jax.config import Experiment
+from ffalora_jax.engine import Engine
+from ffalora_jax.evaluate import make_predictor
+from ffalora_jax.experiment_file import from_table, to_toml
+from ffalora_jax.held_out import test, validation
+from ffalora_jax.interrupt import stop_flag
+from ffalora_jax.loaded_run import Run, load_run
+from ffalora_jax.mesh import num_shards, replicated
+from ffalora_jax.prepare import Prepared, prepare
+from ffalora_jax.processes import from_first, text_from_first
+from ffalora_jax.report import write_report
+from ffalora_jax.round import Keys, RoundInfo, RoundState
+from ffalora_jax.run_folder import RunFolder
+
+CALL_SECONDS = 4.0
+"""A call of rounds aims at this length, so that Ctrl-C takes effect within seconds."""
+
+
+class Event(NamedTuple):
+    """What an observer hears: a stage that begins, or a round that ended."""
+
+    stage: str
+    rounds_done: int = 0
+    rounds: int = 0
+    line: dict[str, Any] | None = None
+    """The round's line of metrics.jsonl."""
+    bytes_total: int = 0
+
+
+Observer = Callable[[Event], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came; the rounds of the call that ran are saved."""
+
+    def __init__(self, path: Path, rounds_done: int):
+        super().__init__(f"stopped after round {rounds_done}; go on with `ffalora resume {path}`")
+        self.path = path
+
+
+class Span(NamedTuple):
+    """Which rounds are made, under which noise seed."""
+
+    done: int
+    last: int
+    noise_seed: int
+
+
+def call_in(experiment: Experiment | None, multipliers: tuple[float, ...] | None = None) -> None:
+    """Tells the processes that follow what is prepared; None: there is nothing to do."""
+    order = {} if experiment is None else {"experiment": to_toml(experiment)}
+    text_from_first(json.dumps(order | {"multipliers": multipliers}))
+
+
+def compiled(run: Prepared, observe: Observer) -> Engine:
+    """Compiles the rounds, saying how they are computed."""
+    at_once, shards = run.settings.chunk, num_shards(run.mesh)
+    how = f"{at_once} client{'s' * (at_once > 1)} at a time"
+    if shards > 1:
+        how += f" on each of {shards} {'devices' if jax.process_count() == 1 else 'processes'}"
+    observe(Event(f"compiling the round, {how}"))
+    return Engine(run)
+
+
+def train(
+    run: Prepared,
+    folder: RunFolder,
+    ledger: Ledger,
+    state: RoundState,
+    epsilons: list[float | None],
+    engine: Engine | None,
+    observe: Observer,
+) -> Run:
+    """Runs the rounds that are left, in calls of a few seconds, and writes what follows from them."""
+    last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
+    span = Span(ledger.rounds_done, last, ledger.noise_seed)
+    book = Book(run, folder, epsilons, ledger)
+    checkpoints = Checkpoints(folder.checkpoints)
+    computation = _Computation(run, engine, span, state)
+    done, seconds_a_round = span.done, CALL_SECONDS
+    if done == 0:
+        checkpoints.save(state, ledger)  # so that a stop in the first call can be resumed
+    with stop_flag() as stopped:
+        observe(Event("rounds", done, ledger.planned_rounds, bytes_total=book.bytes_total))
+        while done < last and not stopped.is_set():
+            count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
+            begin = time.perf_counter()
+            infos = computation.rounds(agreed(count))
+            seconds_a_round = (time.perf_counter() - begin) / count
+            lines = book.lines(infos, done, count, seconds_a_round)
+            done += count
+            if done == last:
+                observe(Event("evaluating on the test part", done, ledger.planned_rounds))
+            lines[-1] |= computation.figures()
+            # What was spent is written first: after a crash it may say too much, never too little.
+            book.append(lines)
+            book.write(done)
+            ledger = ledger._replace(rounds_done=done, epsilon=book.spent(done))
+            checkpoints.save(computation.state, ledger)
+            sent = book.bytes_total - sum(line["bytes_up"] + line["bytes_down"] for line in lines)
+            for line in lines:
+                sent += line["bytes_up"] + line["bytes_down"]
+                observe(Event("rounds", line["round_index"] + 1, ledger.planned_rounds, line, sent))
+    checkpoints.close()
+    if span.done >= last and done:  # the last round was saved, but not all that follows from it
+        book.complete(computation.figures())
+    agreed(0)
+    book.write(done)
+    save_adapter(folder.path / "adapter", run, computation.state)
+    finished = load_run(folder.path, run.loaded.model if run.loaded.own else None)
+    if finished.metrics:
+        write_report([finished], folder.report)
+    if done < last:
+        raise Interrupted(folder.path, done)
+    return finished
+
+
+def follow(data: Any = None, model: nnx.Module | None = None) -> None:
+    """Computes this process's clients of a run that the first process leads, to its end.
+
+    Args:
+        data: as in ``simulate``.
+        model: as in ``simulate``.
+    """
+    order = json.loads(text_from_first())
+    if "experiment" not in order:
+        return
+    run = prepare(from_table(tomllib.loads(order["experiment"])), data, model, order["multipliers"])
+    computation = _Computation(run, Engine(run), Span(0, 0, 0), run.state)
+    if computation.done >= computation.span.last:
+        computation.figures()
+    while count := agreed():
+        computation.rounds(count)
+        computation.figures()
+
+
+def agreed(count: int = 0) -> int:
+    """Returns how many rounds the first process says to make now; 0 ends the run."""
+    return int(from_first(np.int32(count)))
+
+
+class _Computation:
+    """What all processes do alike; of what they give to the others only the first one's counts."""
+
+    def __init__(self, run: Prepared, engine: Engine | None, span: Span, state: RoundState):
+        self.run, self.engine = run, engine
+        self.span = Span(*json.loads(text_from_first(json.dumps(span))))
+        self.state = _everywhere(run, state)
+        self.done = self.span.done
+        self.keys = Keys(
+            rng.public_root(run.experiment.seed), rng.secret_root(self.span.noise_seed)
+        )
+        self._predict = make_predictor(run.model, run.task, run.mesh)
+
+    def rounds(self, count: int) -> RoundInfo:
+        """Makes so many rounds."""
+        assert self.engine is not None, "compiled, where rounds are left"
+        self.state, infos = self.engine(self.keys, self.state, count)
+        jax.block_until_ready(self.state)
+        self.done += count
+        return infos
+
+    def figures(self) -> dict[str, Any]:
+        """Scores what is due after these rounds."""
+        found, last = {}, self.done >= self.span.last
+        if last or self.done % self.run.experiment.evaluate_every == 0:
+            found |= validation(self.run, self._predict, self.state)
+        if last:
+            found |= test(self.run, self._predict, self.state)
+        return found
+
+
+def _everywhere(run: Prepared, state: RoundState) -> RoundState:
+    """Returns the first process's state, where all of them need it."""
+    state = from_first(jax.tree.map(np.asarray, state))
+    whole = replicated(run.mesh, jax.tree.map(jnp.asarray, state))
+    return dataclasses.replace(whole, personal=state.personal) if run.settings.by_slot else whole
+
+
+def _rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: float) -> int:
+    until_evaluation = evaluate_every - done % evaluate_every
+    affordable = max(1, int(CALL_SECONDS / max(seconds_a_round, 1e-4)))
+    return min(until_evaluation, last - done, affordable)
