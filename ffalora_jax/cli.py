@@ -245,7 +245,10 @@ COMMANDS = {
 
 def entry() -> None:
     """Entry point of the installed script."""
-    sys.exit(main())
+    code = main()
+    from ffalora_jax import processes
+
+    processes.end(code)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and writes the run folder and decides what comes next; the others follow (``foll
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,8 +26,13 @@ ENVIRONMENT = "FFALORA_PROCESS"
 """``index,count,port`` of a process that another one started."""
 HEARTBEAT_SECONDS = 30
 """A process that is silent for so long is lost: the others stop."""
-LOST = 1
-GRACE_SECONDS = 3.0
+LOST, BAD_INPUT = 1, 2
+GRACE_SECONDS = 4.0
+TRAFFIC = re.compile("gloo|nccl|coordination|unavailable|connection|heartbeat", re.IGNORECASE)
+"""What JAX's errors speak of when another process is gone."""
+
+_parted = threading.Event()
+"""Set where a run of several processes was broken off."""
 
 
 def num_processes(setting: str) -> int:
@@ -61,7 +67,10 @@ def team(setting: str, command: Sequence[str]) -> Iterator[None]:
     if given is None and setting != CLUSTER and count == 1:
         yield
         return
+    others: list[_Other] = []
+    leaving = threading.Event()
     with contextlib.ExitStack() as stack:
+        stack.callback(leaving.set)
         if given is not None:
             index, count, port = map(int, given.split(","))
             _watch_parent()
@@ -71,12 +80,21 @@ def team(setting: str, command: Sequence[str]) -> Iterator[None]:
         else:
             port = _free_port()
             others = [_Other(command, index, count, port) for index in range(1, count)]
-            for other in others:
-                stack.callback(other.end)
-            _watch(others)
+            stack.callback(_end_all, others)
+            _watch(others, leaving)
             _join(0, count, port)
-        yield
-        _leave()
+        with _plain_end(others):
+            yield
+            _leave()
+
+
+def end(code: int) -> None:
+    """Ends this process; at once where a run was broken off, since JAX would wait for those that are gone."""
+    if _parted.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def is_first() -> bool:
@@ -153,6 +171,22 @@ def _meet() -> None:
         os.close(before)
 
 
+@contextlib.contextmanager
+def _plain_end(others: list["_Other"]) -> Iterator[None]:
+    """Ends this process with one line where an error only says that another one is gone."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        _parted.set()
+        raise
+    except Exception as error:
+        _parted.set()
+        time.sleep(GRACE_SECONDS)  # then _watch has seen what happened, and says it
+        if TRAFFIC.search(str(error)) is None:
+            raise
+        _stop("Another process is gone", others)
+
+
 def _leave() -> None:
     """Waits until the others are done, too."""
     import jax
@@ -164,7 +198,7 @@ class _Other:
     """A process that this one started; what it says goes to a file that has no name."""
 
     def __init__(self, command: Sequence[str], index: int, count: int, port: int):
-        self.name = f"process {index} of {count}"
+        self.name = f"Process {index} of {count}"
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ffalora_jax.cli", *command],
@@ -178,10 +212,14 @@ class _Other:
     def exit_code(self) -> int | None:
         return self._process.poll()
 
-    def last_words(self) -> str:
+    def obituary(self) -> str:
+        code = self.exit_code() or LOST
+        if code < 0:
+            return f"{self.name} ended by {signal.Signals(-code).name}"
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        said = lines[-1] if lines else "it said nothing"
+        return said if code == BAD_INPUT else f"{self.name} ended with code {code} ({said})"
 
     def end(self) -> None:
         if self.exit_code() is None:
@@ -189,35 +227,34 @@ class _Other:
         self._process.wait()
 
 
-def _watch(others: list[_Other]) -> None:
+def _watch(others: list[_Other], leaving: threading.Event) -> None:
     """Ends this process when another one is lost: it would wait for it without end."""
 
     def watch():
-        while True:
-            time.sleep(0.2)
+        while not leaving.wait(0.2):
             lost = next((other for other in others if other.exit_code()), None)
-            if lost is not None:
-                time.sleep(
-                    GRACE_SECONDS
-                )  # what stops that one may stop this one, too, in its own words
-                _stop(lost, others)
+            # What ended that one may end this one, too, in its own words.
+            if lost is not None and not leaving.wait(GRACE_SECONDS / 2):
+                _stop(lost.obituary(), others, lost.exit_code())
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _stop(lost: _Other, others: list[_Other]) -> None:
-    code = lost.exit_code() or LOST
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-    said = lost.last_words() if code > 0 else ""
-    print(
-        f"ffalora: {lost.name} ended {how}{f' ({said})' if said else ''}: the run stops here. What was saved "
-        "goes on with `ffalora resume RUN`, with any number of --processes (fewer need less memory).",
-        file=sys.stderr,
-        flush=True,
-    )
+def _stop(why: str, others: list[_Other], code: int | None = LOST) -> None:
+    """Ends the run; with the words of another process that was given what it cannot use."""
+    if code != BAD_INPUT:
+        why = (
+            f"ffalora: {why}: the run stops here. What was saved goes on with `ffalora resume RUN`, with any "
+            "number of --processes (fewer need less memory)."
+        )
+    print(why, file=sys.stderr, flush=True)
+    _end_all(others)
+    os._exit(BAD_INPUT if code == BAD_INPUT else LOST)
+
+
+def _end_all(others: list[_Other]) -> None:
     for other in others:
         other.end()
-    os._exit(LOST)
 
 
 def _watch_parent() -> None:

@@ -56,6 +56,7 @@ def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
         "git": _git_commit(),
         "mesh": None if run.mesh is None else dict(run.mesh.shape),
         "client_data": "host" if run.settings.by_slot else "device",
