@@ -94,9 +94,7 @@ class Book:
     def spent(self, done: int) -> float | None:
         """Epsilon after so many rounds, the largest over the clients; None without privacy."""
         plan = self.run.plan
-        if plan.unit is None:
-            return None
-        return max(plan.spent(client, done) for client in range(len(plan.clients)))
+        return None if plan.unit is None else plan.largest_spent(done)
 
     def write(self, done: int) -> None:
         """Writes privacy.json and communication.json as they stand after ``done`` rounds."""
@@ -110,5 +108,4 @@ def largest_epsilons(run: Prepared, rounds: int) -> list[float | None]:
     """Epsilon after each round, the largest over the clients; None without privacy."""
     if run.plan.unit is None:
         return [None] * (rounds + 1)
-    curves = [run.plan.epsilons(client, rounds) for client in range(len(run.plan.clients))]
-    return [max(values) for values in zip(*curves, strict=True)]
+    return list(run.plan.largest_epsilons(rounds))

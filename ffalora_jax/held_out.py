@@ -10,6 +10,7 @@ import numpy as np
 
 from ffalora_jax import rng
 from ffalora_jax.evaluate import Predict, Scores, adapters_of, evaluate, majority_accuracy
+from ffalora_jax.partition import MOST_LISTED
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.respond import exact_match, make_responder
 from ffalora_jax.round import RoundState
@@ -26,7 +27,7 @@ def validation(run: Prepared, predict: Predict, state: RoundState) -> dict[str, 
         return {}
     return {
         "accuracy": scores.accuracy,
-        "accuracy_per_client": list(scores.per_client),
+        "accuracy_per_client": _each(scores.per_client),
         "validation_loss": scores.loss,
     }
 
@@ -43,13 +44,19 @@ def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
     majority = (
         majority_accuracy(labels, owners.train, owners.test) if run.task.has_classes else None
     )
+    each = _each(scores.per_client)
     return {
         "test_accuracy": scores.accuracy,
         "majority_accuracy": majority,
-        "test_accuracy_per_client": dict(zip(owners.names, scores.per_client, strict=True)),
+        "test_accuracy_per_client": each and dict(zip(owners.names, each, strict=True)),
         "test_loss": scores.loss,
         "test_metrics": figures,
     }
+
+
+def _each(per_client: Sequence[float]) -> list[float] | None:
+    """Every client's accuracy; None of so many that a line of figures would be all theirs."""
+    return list(per_client) if len(per_client) <= MOST_LISTED else None
 
 
 def _exact_match(run: Prepared, state: RoundState) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from ffalora_jax.config import PartitionConfig
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
 
+MOST_LISTED = 1000
+"""Clients that a run's files name one by one; of more, those that are alike share a line."""
+
 
 class Owners(NamedTuple):
     """Row numbers of every client's three parts."""

@@ -5,6 +5,7 @@ Outside scripts rely on the field names here.
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from ffalora_jax import accounting
 from ffalora_jax.adapters import nbytes
-from ffalora_jax.partition import class_table
+from ffalora_jax.partition import MOST_LISTED, class_table
 from ffalora_jax.prepare import Prepared
 
 PACKAGES = (
@@ -79,20 +80,19 @@ def privacy(
 ) -> dict[str, Any]:
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
-    local_steps = run.experiment.local_steps
-    spent = [plan.spent(client, rounds_done) for client in range(len(plan.clients))]
-    clients = [
-        {
-            "name": name,
-            "num_examples": one.sampling.num_examples,
-            "sampling_probability": one.sampling.probability,
-            "capacity": one.sampling.capacity,
-            "noise_multiplier": one.noise_multiplier,
-            "steps": rounds_done * local_steps,
-            "epsilon": None if plan.unit is None else epsilon,
+    steps = rounds_done * run.experiment.local_steps
+    clients = {}
+    for (sampling, noise_multiplier), alike in plan.kinds.items():
+        epsilon = None if plan.unit is None else plan.spent(alike[0], rounds_done)
+        facts = {
+            "num_examples": sampling.num_examples,
+            "sampling_probability": sampling.probability,
+            "capacity": sampling.capacity,
+            "noise_multiplier": noise_multiplier,
+            "steps": steps,
+            "epsilon": epsilon,
         }
-        for name, one, epsilon in zip(run.train_names, plan.clients, spent, strict=True)
-    ]
+        clients |= dict.fromkeys(alike, facts)
     return {
         "unit": plan.unit,
         "neighbours": accounting.NEIGHBOURS if plan.unit else None,
@@ -101,13 +101,14 @@ def privacy(
         "mechanism": settings.mechanism,
         "accountant": settings.accountant if plan.unit else None,
         "delta": settings.delta if plan.unit else None,
-        "epsilon": max(spent) if plan.unit else None,
+        "epsilon": plan.largest_spent(rounds_done) if plan.unit else None,
         "budget": settings.budget if plan.unit else None,
         "clip_norm": settings.clip_norm if plan.unit else None,
         "rounds": rounds_done,
         "planned_rounds": planned_rounds,
         "stopped_at_budget": plan.rounds_within_budget <= rounds_done < planned_rounds,
-        "clients": clients,
+        "num_clients": len(plan.clients),
+        "clients": listed(run.train_names, [clients[k] for k in range(len(plan.clients))]),
         "releasable": bool(plan.unit) and not given_noise_seed,
         "release_note": _release_note(plan.unit, given_noise_seed),
         "not_protected": list(NOT_PROTECTED),
@@ -131,15 +132,14 @@ def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
     return {
         "bytes_up_per_participation": up,
         "bytes_down_per_participation": down,
-        "clients": [
-            {
-                "name": name,
-                "participations": int(n),
-                "bytes_up": int(n) * up,
-                "bytes_down": int(n) * down,
-            }
-            for name, n in zip(run.train_names, participations, strict=True)
-        ],
+        "num_clients": len(participations),
+        "clients": listed(
+            run.train_names,
+            [
+                {"participations": n, "bytes_up": n * up, "bytes_down": n * down}
+                for n in participations.tolist()
+            ],
+        ),
         "bytes_up": int(participations.sum()) * up,
         "bytes_down": int(participations.sum()) * down,
         "bytes_total": int(participations.sum()) * (up + down),
@@ -147,13 +147,26 @@ def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
     }
 
 
+def listed(names: Sequence[str], facts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a line a client; of more than ``MOST_LISTED``, one for all that are alike, with their count."""
+    if len(names) <= MOST_LISTED:
+        return [{"name": name, **one} for name, one in zip(names, facts, strict=True)]
+    alike: dict[tuple, list[int]] = {}
+    for index, one in enumerate(facts):
+        alike.setdefault(tuple(one.values()), []).append(index)
+    lines = []
+    for places in alike.values():
+        more = f" and {len(places) - 1:,} more" if len(places) > 1 else ""
+        name = names[places[0]] + more
+        lines.append({"name": name, "count": len(places), **facts[places[0]]})
+    return lines
+
+
 def partition_table(run: Prepared) -> dict[str, Any]:
-    """Examples per class at each site: for the report's picture; not private."""
+    """Examples per class at the first ``MOST_LISTED`` sites, for the report's picture; not private."""
     owners = run.owners
-    owned = [
-        np.concatenate(parts)
-        for parts in zip(owners.train, owners.validation, owners.test, strict=True)
-    ]
+    parts = [each[:MOST_LISTED] for each in owners]
+    owned = [np.concatenate(mine) for mine in zip(*parts[1:], strict=True)]
     table = class_table(run.dataset, owned)
     clients = [
         {
@@ -163,11 +176,12 @@ def partition_table(run: Prepared) -> dict[str, Any]:
             "validation": len(b),
             "test": len(c),
         }
-        for name, row, a, b, c in zip(owners.names, table, *owners[1:], strict=True)
+        for name, row, a, b, c in zip(parts[0], table, *parts[1:], strict=True)
     ]
     return {
         "not_private": True,
         "class_names": list(run.dataset.class_names),
+        "num_clients": len(owners.names),
         "clients": clients,
     }
 

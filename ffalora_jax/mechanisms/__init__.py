@@ -48,6 +48,23 @@ class Plan(NamedTuple):
     """Rounds after which the next one would pass the budget of some client."""
     warnings: tuple[str, ...] = ()
 
+    @property
+    def kinds(self) -> dict[tuple[Sampling, float], list[int]]:
+        """Clients that sample and pay alike, by how they do; one of each kind stands for all of it."""
+        found: dict[tuple[Sampling, float], list[int]] = {}
+        for index, client in enumerate(self.clients):
+            found.setdefault((client.sampling, client.noise_multiplier), []).append(index)
+        return found
+
+    def largest_epsilons(self, rounds: int) -> list[float]:
+        """Epsilon after each round 0..rounds, the largest over the clients."""
+        curves = [self.epsilons(alike[0], rounds) for alike in self.kinds.values()]
+        return [max(values) for values in zip(*curves, strict=True)]
+
+    def largest_spent(self, rounds: int) -> float:
+        """The last point of ``largest_epsilons``, at its price."""
+        return max(self.spent(alike[0], rounds) for alike in self.kinds.values())
+
 
 class Mechanism(NamedTuple):
     """Pure functions that every private or non-private run calls in the same places."""

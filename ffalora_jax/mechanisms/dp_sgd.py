@@ -6,6 +6,7 @@ private already; averaging is post-processing. A client pays for every round it 
 server sees who does, so client sampling amplifies nothing.
 """
 
+import bisect
 import functools
 
 import jax
@@ -29,7 +30,7 @@ def build(experiment: Experiment) -> Mechanism:
 
     def plan(sizes, schedule, multipliers=None):
         draws = [accounting.sampling(size, expected, capacity) for size in sizes]
-        warnings = [accounting.check_delta(settings.delta, size) for size in sizes]
+        warnings = [accounting.check_delta(settings.delta, size) for size in set(sizes)]
         if len(set(draws)) > MOST_GROUPS and capacity < accounting.default_capacity(expected):
             raise InputError(
                 f"Expected privacy.capacity >= {accounting.default_capacity(expected)} with more than "
@@ -47,25 +48,25 @@ def build(experiment: Experiment) -> Mechanism:
             for draw, sigma in zip(draws, multipliers, strict=True)
         )
 
+        priced = _priced(draws)
+
         @functools.cache
         def curve(draw, noise_multiplier, rounds):
             steps = [schedule.local_steps * done for done in range(1, rounds + 1)]
             return accounting.trajectory(draw, noise_multiplier, steps, settings.delta)
 
         def epsilons(client, rounds):
-            return [0.0, *curve(_priced_as(draws[client], draws), multipliers[client], rounds)]
+            return [0.0, *curve(priced[draws[client]], multipliers[client], rounds)]
 
         def spent(client, rounds):
-            draw, steps = _priced_as(draws[client], draws), schedule.local_steps * rounds
+            draw, steps = priced[draws[client]], schedule.local_steps * rounds
             return accounting.epsilon_of(draw, multipliers[client], steps, settings.delta)
 
         affordable = schedule.rounds
         if settings.budget is not None and not calibrated:
             affordable = min(
                 _affordable_rounds(draw, sigma, schedule, settings)
-                for draw, sigma in {
-                    (_priced_as(d, draws), s) for d, s in zip(draws, multipliers, strict=True)
-                }
+                for draw, sigma in {(priced[d], s) for d, s in zip(draws, multipliers, strict=True)}
             )
         return Plan(
             clients,
@@ -126,16 +127,14 @@ def _multipliers(draws, steps, settings) -> list[float]:
     return [needed.get(draw, max(needed.values())) for draw in draws]
 
 
-def _priced_as(draw, draws):
-    """Returns the draw whose epsilon is reported: its own, or among many that of a smaller client.
+def _priced(draws):
+    """Returns, by draw, the draw whose epsilon is reported: its own, or among many a smaller client's.
 
     At the same expected batch a smaller client samples with a higher probability and spends more.
     """
     groups = sorted(set(draws))
-    if len(groups) <= MOST_GROUPS:
-        return draw
     priced = groups[:: -(-len(groups) // MOST_GROUPS)]
-    return max(group for group in priced if group <= draw)
+    return {draw: priced[bisect.bisect_right(priced, draw) - 1] for draw in groups}
 
 
 def _affordable_rounds(draw, noise_multiplier, schedule, settings) -> int:

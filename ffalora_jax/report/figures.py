@@ -39,6 +39,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+MOST_BARS = 100
+
+
 def of_run(run: Run) -> dict[str, str]:
     """Returns the drawings of one run by name, as SVG text."""
     drawn = {
@@ -74,7 +77,7 @@ def _accuracy(axes: Axes, run: Run) -> None:
         run.metrics[-1].get("test_accuracy_per_client")
         or [c["name"] for c in run.privacy["clients"]]
     )
-    if len(names) <= 7:
+    if per_site and len(names) <= 7:
         for index, name in enumerate(names):
             values = [row[index] if row[index] is not None else np.nan for row in per_site]
             axes.plot(
@@ -149,8 +152,9 @@ def _clipped(axes: Axes, run: Run) -> None:
 
 def _partition(axes: Axes, run: Run) -> None:
     table = run.folder.read_json("partition.json")
-    counts = np.array([site["examples_per_class"] for site in table["clients"]])
-    names = [site["name"] for site in table["clients"]]
+    shown = table["clients"][:MOST_BARS]
+    counts = np.array([site["examples_per_class"] for site in shown])
+    names = [site["name"] for site in shown]
     place = np.arange(len(names))
     left = np.zeros(len(names))
     for index, label in enumerate(table["class_names"]):
@@ -160,7 +164,8 @@ def _partition(axes: Axes, run: Run) -> None:
         axes.set_yticks(place, [_literal(name) for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("examples (training, validation and test)")
+    some = "" if len(shown) == len(table["clients"]) else f" of the first {MOST_BARS} sites"
+    axes.set_xlabel(f"examples{some} (training, validation and test)")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if len(table["class_names"]) <= 8:
         _legend_below(axes, 4)

@@ -82,26 +82,32 @@ def label(run: Run) -> str:
 
 def row(run: Run) -> Row:
     """Returns a run's line in the comparison."""
-    last, clients = run.metrics[-1], run.communication["clients"]
+    last, sent = run.metrics[-1], run.communication
     return Row(
         label=label(run),
         accuracy=last.get("test_accuracy"),
         majority=last.get("majority_accuracy"),
         epsilon=run.epsilon,
         delta=run.privacy["delta"],
-        bytes_per_client=run.communication["bytes_total"] / len(clients),
-        bytes_total=run.communication["bytes_total"],
+        bytes_per_client=sent["bytes_total"] / num_clients(run),
+        bytes_total=sent["bytes_total"],
         seconds=run.seconds,
         rounds=len(run.metrics),
     )
 
 
+def num_clients(run: Run) -> int:
+    """Returns how many sites there are, of which many alike share a line."""
+    return run.privacy.get("num_clients", len(run.privacy["clients"]))
+
+
 def sites(run: Run) -> list[Site]:
-    """Returns a line for each site that trained."""
+    """Returns a line for each site that trained, or for all of many that are alike."""
     accuracies = run.metrics[-1].get("test_accuracy_per_client") or {}
     sent = {
         one["name"]: one["bytes_up"] + one["bytes_down"] for one in run.communication["clients"]
     }
+    average = run.communication["bytes_total"] / num_clients(run)
     return [
         Site(
             one["name"],
@@ -109,7 +115,7 @@ def sites(run: Run) -> list[Site]:
             accuracies.get(one["name"]),
             one["epsilon"],
             one["noise_multiplier"],
-            sent[one["name"]],
+            sent.get(one["name"], average),
         )
         for one in run.privacy["clients"]
     ]
@@ -151,7 +157,7 @@ def diverged(run: Run) -> bool:
 
 
 def _who(run: Run) -> str:
-    count = len(run.privacy["clients"])
+    count = num_clients(run)
     if run.experiment.method.name == "centralized":
         return "One place that holds all the data"
     if count == 1:
