@@ -19,6 +19,19 @@ from ffalora_jax import rng
 from ffalora_jax.types import Leaf
 
 
+class Prefix(NamedTuple):
+    """What the blocks below the lowest adapter give every example, its tokens one after another."""
+
+    hidden: Leaf
+    """(token, feature)."""
+    starts: Leaf
+    """Where an example's tokens begin (example,), int32."""
+    counts: Leaf
+    """How many it has (example,), int32."""
+    places: Leaf
+    """0, 1, ... (token,) up to the most that an example has: only its shape matters."""
+
+
 class ClientData(NamedTuple):
     """Training examples on the device (or the host), and who owns which."""
 
@@ -32,6 +45,8 @@ class ClientData(NamedTuple):
     """Rows owned by a client (client, slot); slots from ``sizes`` on are padding."""
     sizes: Leaf
     """(client,)."""
+    prefix: Prefix | None = None
+    """Where it is not computed anew in every step."""
 
 
 class Cohort(NamedTuple):
@@ -74,7 +89,7 @@ def host_data(inputs, labels, lengths, owners: Sequence[np.ndarray]) -> ClientDa
 def data_hash(data: ClientData) -> str:
     """Returns a hash of all training examples, their labels and their owners."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(data):
+    for leaf in jax.tree.leaves(data._replace(prefix=None)):  # that follows from the backbone
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
@@ -169,4 +184,16 @@ def take(data: ClientData, rows: Int[Array, " slot"], width: int | None = None) 
         return leaf[rows] if width is None or leaf.ndim == 1 else leaf[rows, :width]
 
     inputs = {name: rows_of(leaf) for name, leaf in data.inputs.items()}
+    if data.prefix is not None:
+        places = data.prefix.places[None, :width]
+        seen = places < data.prefix.counts[rows, None]
+        inputs["hidden"] = hidden_of(
+            data.prefix, jnp.broadcast_to(rows[:, None], seen.shape), places, seen
+        )
     return Examples(inputs, data.labels[rows], rows)
+
+
+def hidden_of(prefix: Prefix, rows: Array, places: Array, seen: Array) -> Array:
+    """Returns the kept states of some tokens of some examples (..., feature); zero where not ``seen``."""
+    token = jnp.where(seen, prefix.starts[rows] + places, 0)
+    return jnp.where(seen[..., None], prefix.hidden[token], 0)

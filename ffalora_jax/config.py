@@ -16,6 +16,7 @@ from ffalora_jax.config_training import MethodConfig, ModelConfig, OptimizerConf
 from ffalora_jax.errors import InputError, between, nearest, one_of, positive
 
 COHORT_SAMPLINGS = ("fixed", "poisson")
+PREFIX_CACHES = ("auto", "always", "never")
 CLIENT_DATA = ("auto", "device", "host")
 
 
@@ -46,6 +47,13 @@ class Experiment:
             "slot of the capacity, padded: fixed work, whatever is drawn"
         ),
     ] = True
+    prefix_cache: Annotated[
+        str,
+        Doc(
+            "compute what the blocks below the lowest adapter give (method.layers) once an example: auto (if "
+            "that takes at most a quarter of the free memory), always or never"
+        ),
+    ] = "auto"
     client_data: Annotated[
         str,
         Doc(
@@ -84,6 +92,7 @@ class Experiment:
             max_validation=self.max_validation,
         )
         one_of(COHORT_SAMPLINGS, cohort_sampling=self.cohort_sampling)
+        one_of(PREFIX_CACHES, prefix_cache=self.prefix_cache)
         one_of(CLIENT_DATA, client_data=self.client_data)
         mesh_axes(self.mesh)
         between(0, 2**32, seed=self.seed)

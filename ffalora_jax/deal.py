@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ffalora_jax.cohort import ClientData, Cohort
+from ffalora_jax.cohort import ClientData, Cohort, Prefix
 from ffalora_jax.mesh import dealt, gathered, my_shards, num_shards
 from ffalora_jax.round import ClientNumbers, RoundSettings
 from ffalora_jax.types import Tree
@@ -40,6 +40,13 @@ class Dealer:
         self.slots = settings.slots(shards)
         self.per_shard = self.slots // shards
         self.rows = int(np.sort(self.data.sizes)[-self.per_shard :].sum())
+        self.tokens = 0
+        if self.data.prefix is not None:
+            counts = self.data.prefix.counts
+            of_clients = [
+                counts[m[:n]].sum() for m, n in zip(self.data.members, self.data.sizes, strict=True)
+            ]
+            self.tokens = int(np.sort(of_clients)[-self.per_shard :].sum())
 
     def deal(self, cohort: Cohort) -> Hand:
         """Moves a cohort's examples and numbers to the devices."""
@@ -86,4 +93,19 @@ class Dealer:
             lengths=self.data.lengths[rows],
             members=np.minimum(members, self.rows - 1).astype(np.int32),
             sizes=sizes,
+            prefix=self._prefix(rows, int(sizes.sum())),
         )
+
+    def _prefix(self, rows: np.ndarray, num_real: int) -> Prefix | None:
+        """Returns the states of a device's rows, one after another; padded rows have none."""
+        whole = self.data.prefix
+        if whole is None:
+            return None
+        counts = np.where(np.arange(len(rows)) < num_real, whole.counts[rows], 0)
+        ends = np.minimum(np.cumsum(counts), self.tokens)
+        starts = np.concatenate([[0], ends[:-1]])
+        token = np.repeat(whole.starts[rows] - starts, ends - starts) + np.arange(ends[-1])
+        hidden = np.zeros((self.tokens, whole.hidden.shape[1]), whole.hidden.dtype)
+        hidden[: len(token)] = whole.hidden[token]
+        parts = [starts.astype(np.int32), (ends - starts).astype(np.int32), whole.places]
+        return Prefix(hidden, *parts)

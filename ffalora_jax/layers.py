@@ -139,7 +139,7 @@ def run_blocks(blocks: Any, x: Array, *beside: Any, remat: bool = False) -> Arra
     stacked (``StackedBlocks``) run by ``lax.scan``: one block is compiled, whatever the depth. On a CPU
     remat needs that: of blocks one by one XLA merges the second computation with the first.
     """
-    if isinstance(blocks, StackedBlocks):
+    if isinstance(blocks, StackedBlocks | UpperBlocks | LowerBlocks):
         return blocks(x, *beside, remat=remat)
     for block in blocks:
         x = _kept_or_not(block, remat)(x, *beside)
@@ -167,6 +167,29 @@ class StackedBlocks(nnx.Module):
         graph, leaves = nnx.split(self.block)
         count = jax.tree.leaves(leaves)[0].shape[0]
         return [nnx.merge(graph, jax.tree.map(lambda x: x[i], leaves)) for i in range(count)]  # noqa: B023
+
+
+class UpperBlocks:
+    """A model's blocks from ``begin`` on, which go on from what the others gave before."""
+
+    def __init__(self, blocks: Any, begin: int, hidden: Array):
+        self.blocks, self.begin, self.hidden = blocks, begin, hidden
+
+    def __call__(self, x: Array, *beside: Any, remat: bool = False) -> Array:
+        # What made x is used by nothing, so it is not computed.
+        return run_blocks(self.blocks[self.begin :], self.hidden, *beside, remat=remat)
+
+
+class LowerBlocks:
+    """A model's blocks up to ``end``, whose output is kept."""
+
+    def __init__(self, blocks: Any, end: int):
+        self.blocks, self.end = blocks, end
+        self.hidden: Any = None
+
+    def __call__(self, x: Array, *beside: Any, remat: bool = False) -> Array:
+        x = self.hidden = run_blocks(self.blocks[: self.end], x, *beside, remat=remat)
+        return x
 
 
 def _stack(*leaves: Any) -> Any:

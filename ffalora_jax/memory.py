@@ -6,6 +6,7 @@ For choosing ``model.dtype``, ``model.remat``, ``client_chunk`` and the lengths 
 
 import functools
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -193,3 +194,32 @@ def _family_of(config: dict[str, Any]) -> Model:
         f"Expected a config.json with architectures of {', '.join(KEPT)}, got "
         f"{config.get('architectures')}: the memory of other models is not known here."
     )
+
+
+CGROUPS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Files of limit and use, of version 2 and 1."""
+
+
+def free_bytes(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Returns what may still be allocated on the first device: its own memory, or the machine's.
+
+    On a CPU the smaller of what is available and what the control group leaves.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if jax.default_backend() != "cpu" and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit, used in CGROUPS:
+        if (cgroup / limit).is_file():
+            text = (cgroup / limit).read_text().strip()
+            if text != "max":
+                found.append(int(text) - int((cgroup / used).read_text()))
+    return max(0, min(found, default=UNKNOWN_BYTES))
+
+
+UNKNOWN_BYTES = 4 * 2**30
+"""Taken as free where the system does not say."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ffalora_jax.cohort import Batch, ClientData
+from ffalora_jax.cohort import Batch, ClientData, hidden_of
 
 NOBODY = -1
 """Owner of a padded token."""
@@ -45,6 +45,8 @@ class Packed(NamedTuple):
     """Position within the example, from 0."""
     first: Int[Array, " slot"]
     """Flat index of an example's first token; anywhere for an example that is not in these rows."""
+    hidden: Float[Array, "row token feature"] | None = None
+    """What the frozen blocks give every token, where that is kept."""
 
     @property
     def seen(self) -> Bool[Array, "row token token"]:
@@ -112,7 +114,10 @@ def gather(data: ClientData, rows: Rows, begin: Int[Array, ""], count: int, widt
             return jnp.zeros((count, width), jnp.int32)
         return jnp.where(owner >= 0, data.inputs[name][slots[owner], places], 0)
 
-    return Packed(tokens("input_ids"), tokens("token_type_ids"), owner, places, first)
+    hidden = None
+    if data.prefix is not None:
+        hidden = hidden_of(data.prefix, slots[owner], places, owner >= 0)
+    return Packed(tokens("input_ids"), tokens("token_type_ids"), owner, places, first, hidden)
 
 
 def pack_on_host(

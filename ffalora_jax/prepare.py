@@ -28,6 +28,7 @@ from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.mesh import backbone_on, make_mesh, replicated
 from ffalora_jax.methods import Method
 from ffalora_jax.partition import Owners
+from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import KNOWN, Packing, packing_for
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
@@ -69,6 +70,8 @@ class Prepared(NamedTuple):
     blocks: Blocks
     packing: Packing | None
     mesh: Mesh | None
+    prefix_note: str
+    """What is kept of the blocks below the lowest adapter, or why nothing is."""
     optimizer: optax.GradientTransformation
 
     @property
@@ -146,6 +149,11 @@ def prepare(
     settings = _where_data_lies(experiment, settings, whole)
     packing = _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None
     frozen = Frozen(backbone_on(mesh, frozen.backbone), replicated(mesh, frozen.adapters))
+    trained_on = np.unique(np.concatenate(rows))
+    prefix, prefix_note = kept_prefix(
+        experiment.prefix_cache, injected, frozen.backbone, encoded, trained_on, loaded.own
+    )
+    whole = whole._replace(prefix=prefix)
     state = dataclasses.replace(
         state,
         adapters=replicated(mesh, state.adapters),
@@ -176,6 +184,7 @@ def prepare(
         _blocks(experiment, chunk, plan.capacity, encoded),
         packing,
         mesh,
+        prefix_note,
         optimizer,
     )
 

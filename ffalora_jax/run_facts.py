@@ -64,6 +64,7 @@ def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
         "client_chunk": run.settings.chunk,
         "block_size": run.blocks.size,
         "packing": None if run.packing is None else run.packing._asdict(),
+        "prefix_cache": run.prefix_note,
         "model_source": run.loaded.source,
         "weights_sha256": run.loaded.weights_sha256,
         "backbone": run.loaded.fingerprint,

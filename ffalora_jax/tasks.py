@@ -74,7 +74,8 @@ def _token_facts(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """Mean loss and share right over the response's tokens."""
     ids, counts = inputs["input_ids"], inputs["response_mask"].astype(bool)[..., 1:]
-    logits = forward(input_ids=ids, attention_mask=inputs["attention_mask"])
+    given = {name: leaf for name, leaf in inputs.items() if name != "response_mask"}
+    logits = forward(**given)
     logits = logits[..., :-1, :].astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids[..., 1:])
     right = jnp.argmax(logits, axis=-1) == ids[..., 1:]

@@ -1,0 +1,146 @@
+"""The prefix cache: same numbers from what frozen blocks gave once, in every form, with clipping active."""
+
+import jax
+import numpy as np
+import pytest
+
+from ffalora_jax.config import Experiment
+from ffalora_jax.data import as_dataset
+from ffalora_jax.engine import Engine
+from ffalora_jax.errors import InputError
+from ffalora_jax.memory import UNKNOWN_BYTES, free_bytes
+from ffalora_jax.prepare import prepare
+from tests.family_files import ROBERTA, VIT, write_family
+from tests.helpers import keys
+from tests.llama_files import write_llama
+from tests.test_codec import write_tokenizer
+from tests.tiny_runs import tiny
+
+UPPER = {"method.layers": "1", "privacy.clip_norm": 0.2}
+FORMS = {
+    "packed": {},
+    "blocks, with dropout": {"method.dropout": 0.2},
+    "dealt from the host": {"client_data": "host", "cohort_size": 2},
+}
+MORE = {
+    "padded": {"packing": False},
+    "plain LoRA": {"method.name": "fedavg_lora"},
+    "all at once": {"client_chunk": "4"},
+}
+
+
+def two_rounds(experiment: Experiment, setting: str, data=None):
+    """Returns the leaves after two rounds, the number of clipped gradients, the FLOPs of a round, the run."""
+    run = prepare(experiment.replace(prefix_cache=setting), data)
+    engine = Engine(run)
+    state, infos = engine(keys(run), run.state, 2)
+    clipped = float(np.asarray(infos.facts.clip.num_clipped).sum())
+    leaves = jax.tree.map(np.asarray, (state.adapters, state.personal))
+    return leaves, clipped, engine._call.cost_analysis()["flops"], run
+
+
+def compared(experiment: Experiment, data=None):
+    """Runs with and without; returns the largest difference, FLOPs with over FLOPs without, the run."""
+    whole, clipped, flops, _ = two_rounds(experiment, "never", data)
+    kept, _, fewer, run = two_rounds(experiment, "always", data)
+    assert clipped > 10
+    pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(kept), strict=True)
+    return max(float(np.abs(a - b).max()) for a, b in pairs), fewer / flops, run
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_numbers_are_those_without_and_the_lower_block_is_gone(form):
+    difference, flops, run = compared(tiny(**UPPER, **FORMS[form]))
+    assert difference < 1e-6
+    assert flops < 0.75
+    assert run.prefix_note.startswith("1 block computed once")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", MORE)
+def test_so_are_they_in_every_other_form(form):
+    difference, flops, _ = compared(tiny(**UPPER, **MORE[form]))
+    assert difference < 1e-6
+    assert flops < 0.75
+
+
+def test_images_and_answers_have_it_too(tmp_path):
+    draw = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    pixels = draw.normal(labels[:, None, None, None] * 60 + 60, 20, (60, 16, 16, 3))
+    images = [np.clip(x, 0, 255).astype(np.uint8) for x in pixels]
+    deal = {"partition.name": "iid", "partition.num_clients": 2, "method.layers": "1"}
+    clip = {"privacy.clip_norm": 1e-3}
+    vit = str(write_family(tmp_path / "vit", VIT))
+    seen = as_dataset({"image": images, "label": labels})
+    difference, flops, _ = compared(tiny(**deal, **clip, **{"model.name": vit}), seen)
+    assert difference < 1e-6
+    assert flops < 0.75
+    llama = write_llama(tmp_path / "llama")
+    write_tokenizer(llama)
+    worked = as_dataset(
+        {
+            "prompt": [f"what is one plus {w}" for w in ["two", "three"] * 30],
+            "response": ["one two three"] * 60,
+        }
+    )
+    changes = {**deal, **clip, "model.name": str(llama), "model.max_tokens": 16}
+    difference, _, run = compared(tiny(**changes, **{"model.max_new_tokens": 4}), worked)
+    assert difference < 1e-6
+    assert run.data.prefix is not None
+
+
+def test_only_real_tokens_of_training_examples_are_kept():
+    run = prepare(tiny(**UPPER, prefix_cache="always"))
+    prefix = run.data.prefix
+    rows = np.concatenate(run.owners.train)
+    assert prefix.hidden.shape[0] == run.encoded.lengths[rows].sum()
+    others = np.setdiff1d(np.arange(len(run.encoded.lengths)), rows)
+    assert not np.asarray(prefix.counts)[others].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "no block lies below all adapters"),
+        ({"method.layers": "0"}, "no block lies below all adapters"),
+        ({"method.layers": "1", "method.targets": "value|words"}, "No layer matches"),
+        ({"model.scan_layers": True}, "stacked"),
+    ],
+)
+def test_where_it_cannot_be_had_always_is_refused_and_auto_does_without(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        prepare(tiny(**changes, prefix_cache="always"))
+    if reason != "No layer matches":
+        assert prepare(tiny(**changes)).data.prefix is None
+
+
+def test_auto_takes_no_more_than_a_quarter_of_the_free_memory(monkeypatch):
+    assert prepare(tiny(**UPPER)).data.prefix is not None
+    monkeypatch.setattr("ffalora_jax.prefix.free_bytes", lambda: 1000)
+    run = prepare(tiny(**UPPER))
+    assert run.data.prefix is None
+    assert "more than a quarter" in run.prefix_note
+
+
+def test_positions_that_depend_on_the_ids_come_out_of_the_kept_states(tmp_path):
+    folder = write_family(tmp_path / "roberta", ROBERTA, pad_token_id=1)
+    write_tokenizer(folder)
+    experiment = tiny(**UPPER | {"model.name": str(folder), "privacy.clip_norm": 1e-3})
+    assert compared(experiment)[0] < 1e-6
+
+
+def test_free_memory_is_the_least_of_what_the_system_and_its_control_group_leave(tmp_path):
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    assert free_bytes(tmp_path, info) == 5000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("77\n")
+    assert free_bytes(tmp_path, info) == 5000 * 1024
+    (tmp_path / "memory.max").write_text("3000000\n")
+    assert free_bytes(tmp_path, info) == 3000000 - 77
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("2000000\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("1999999\n")
+    assert free_bytes(tmp_path, info) == 1
+    assert free_bytes(tmp_path / "none", tmp_path / "none") == UNKNOWN_BYTES
