@@ -27,7 +27,7 @@ from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 KNOWN = ("lora_a", "lora_b", *HEAD_LEAVES)
 """Leaves whose gradients are outer products of what a probe sees."""
 
-ROW_TOKENS, BLOCK_TOKENS = 64, 256
+ROW_TOKENS, BLOCK_TOKENS = 48, 256
 """Tokens of a row (at least) and of the rows that are computed at once, on a CPU."""
 
 CANCELLED = 2.0**-20
