@@ -1,6 +1,7 @@
 """Compiled rounds as one call, wherever the clients' examples lie: on the devices, or dealt from the host."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ffalora_jax import rng
+from ffalora_jax.chunking import GIB, check_fits, is_out_of_memory
 from ffalora_jax.cohort import Cohort
 from ffalora_jax.deal import Dealer, Hand
+from ffalora_jax.memory import free_bytes
 from ffalora_jax.mesh import replicated
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import Keys, RoundInfo, RoundState, draw_cohort_of
@@ -24,8 +27,9 @@ class Engine:
     examples lie there too.
     """
 
-    def __init__(self, run: Prepared):
-        self.run, self.calls = run, run.settings.rounds_per_call
+    def __init__(self, run: Prepared, say: Callable[[str], None] = lambda text: None):
+        self.run, self.calls, self._say = run, run.settings.rounds_per_call, say
+        self._tried = False
         self._dealer: Dealer | None = None
         self._ready: tuple[int, Hand] | None = None
         self._personal: Tree = None
@@ -37,13 +41,53 @@ class Engine:
             personal = self._dealer.personal(first.cohort, run.state.personal)
             state = dataclasses.replace(state, personal=personal)
             more = first.data, first.numbers, jnp.int32(1), replicated(run.mesh, first.cohort)
-        keys = replicated(run.mesh, _keys(0, 0))
-        self._call = run.rounds().lower(keys, state, run.frozen, *more).compile()
+        self._like = replicated(run.mesh, _keys(0, 0)), state, run.frozen, *more
+        self.compiled_bytes = self._compile()
+
+    def _compile(self) -> int:
+        """Compiles the rounds, with fewer clients at once as long as XLA says that they do not fit."""
+        free = free_bytes()
+        while True:
+            self._call = self.run.rounds().lower(*self._like).compile()
+            sizes = self._call.memory_analysis()
+            if sizes is None:
+                return 0
+            needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes
+            if needed <= free:
+                return needed
+            if self.run.settings.chunk == 1:
+                check_fits(needed, free)
+            self._halve(f"{needed / GIB:.1f} GiB needed, {free / GIB:.1f} free")
+
+    def _halve(self, why: str) -> None:
+        chunk = self.run.settings.chunk // 2
+        reason = f"{chunk} at a time, after twice as many did not fit ({why})"
+        settings = self.run.settings._replace(chunk=chunk)
+        self.run = self.run._replace(settings=settings, chunk_reason=reason)
+        self._say(f"clients computed {reason}")
+
+    def _computed(self, *arguments) -> tuple[RoundState, RoundInfo]:
+        """Calls the program; where a device's memory does not suffice, one with half the clients at once.
+
+        The numbers are the same: no key depends on the chunk. Only the first call is waited for.
+        """
+        while not self._tried:
+            try:
+                found = jax.block_until_ready(self._call(*arguments))
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error) or self.run.settings.chunk == 1:
+                    raise
+                self._halve("the device ran out of memory")
+                self.compiled_bytes = self._compile()
+                continue
+            self._tried = True
+            return found
+        return self._call(*arguments)
 
     def __call__(self, keys: Keys, state: RoundState, count: int) -> tuple[RoundState, RoundInfo]:
         run, keys = self.run, replicated(self.run.mesh, keys)
         if self._dealer is None:
-            return self._call(keys, state, run.frozen, run.data, run.numbers, jnp.int32(count))
+            return self._computed(keys, state, run.frozen, run.data, run.numbers, jnp.int32(count))
         if state.personal is not self._personal:  # later calls write into it
             self._personal = jax.tree.map(np.array, state.personal)
         infos, done, begin = [], 0, int(state.round_index)
@@ -61,7 +105,7 @@ class Engine:
         hand = self._hand(keys, index)
         given = dataclasses.replace(state, personal=dealer.personal(hand.cohort, self._personal))
         more = hand.data, hand.numbers, jnp.int32(count), replicated(run.mesh, hand.cohort)
-        after, info = self._call(keys, given, run.frozen, *more)
+        after, info = self._computed(keys, given, run.frozen, *more)
         # Moved while the devices compute, where others follow; else the same examples stay there.
         self._ready = (
             (index + count, self._hand(keys, index + count)) if self._changes else (0, hand)

@@ -82,7 +82,7 @@ def compiled(run: Prepared, observe: Observer) -> Engine:
     if shards > 1:
         how += f" on each of {shards} {'devices' if jax.process_count() == 1 else 'processes'}"
     observe(Event(f"compiling the round, {how}"))
-    return Engine(run)
+    return Engine(run, lambda text: observe(Event(text)))
 
 
 def train(

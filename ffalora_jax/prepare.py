@@ -5,6 +5,7 @@ Stands between the parts and the loop: ``simulate`` runs what is prepared here, 
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, partition, registry, rng
+from ffalora_jax.chunking import bytes_per_client, choose
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, host_data, threshold
@@ -25,7 +27,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
-from ffalora_jax.mesh import backbone_on, make_mesh, replicated
+from ffalora_jax.mesh import backbone_on, make_mesh, num_shards, replicated
 from ffalora_jax.methods import Method
 from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
@@ -34,7 +36,7 @@ from ffalora_jax.probes import KNOWN, Packing, packing_for
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
-from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
+from ffalora_jax.types import HEAD_LEAVES, Adapters
 
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
@@ -44,9 +46,6 @@ HOST_BYTES = 2**30
 
 MOST_LONE_CLASSES = 20
 """Examples that may all have another class; of more, the labels are something else."""
-
-TOY_SIZE = 20_000
-"""Numbers in a backbone below which a CPU, too, runs all clients at once."""
 
 
 class Prepared(NamedTuple):
@@ -67,6 +66,8 @@ class Prepared(NamedTuple):
     frozen: Frozen
     state: RoundState
     settings: RoundSettings
+    chunk_reason: str
+    """Why so many clients are computed at once."""
     blocks: Blocks
     packing: Packing | None
     mesh: Mesh | None
@@ -129,7 +130,6 @@ def prepare(
     encoded = encode(dataset, loaded, experiment.model.max_tokens)
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
-    chunk = choose_chunk(experiment.client_chunk, cohort_size, injected.backbone)
     begin = {} if loaded.start is None else loaded.start.adapters
     frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows), begin)
     whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
@@ -141,14 +141,19 @@ def prepare(
         num_clients=len(rows),
         cohort_size=cohort_size,
         cohort_sampling=experiment.cohort_sampling,
-        chunk=chunk,
+        chunk=1,
         weighted=experiment.weighted,
         rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))
     settings = _where_data_lies(experiment, settings, whole)
-    packing = _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None
     frozen = Frozen(backbone_on(mesh, frozen.backbone), replicated(mesh, frozen.adapters))
+    task = task_of(dataset.kind)
+    per_client = partial(_client_bytes, injected, task, frozen, state, encoded, plan.capacity)
+    slots = settings.slots(num_shards(mesh)) // num_shards(mesh)
+    choice = choose(experiment.client_chunk, slots, frozen.backbone, per_client)
+    chunk, settings = choice.chunk, settings._replace(chunk=choice.chunk)
+    packing = _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None
     trained_on = np.unique(np.concatenate(rows))
     prefix, prefix_note = kept_prefix(
         experiment.prefix_cache, injected, frozen.backbone, encoded, trained_on, loaded.own
@@ -170,7 +175,7 @@ def prepare(
         dataset,
         owners,
         encoded,
-        task_of(dataset.kind),
+        task,
         loaded,
         injected,
         method,
@@ -181,12 +186,22 @@ def prepare(
         frozen,
         dataclasses.replace(state, personal=personal),
         settings,
+        choice.reason,
         _blocks(experiment, chunk, plan.capacity, encoded),
         packing,
         mesh,
         prefix_note,
         optimizer,
     )
+
+
+def _client_bytes(
+    model: LoraModel, task: Task, frozen: Frozen, state: RoundState, encoded: Encoded, capacity: int
+) -> int:
+    """Estimates what one more client takes while all of a draw's capacity is computed at once."""
+    mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
+    trained = leaves.merge(state.adapters, mine)
+    return bytes_per_client(model, task, frozen, trained, encoded, capacity)
 
 
 def _where_data_lies(
@@ -258,17 +273,6 @@ def _cohort_size(experiment: Experiment, num_clients: int, method: Method) -> in
     if wanted > num_clients:
         raise InputError(f"Expected cohort_size <= {num_clients} clients, got {wanted}.")
     return wanted
-
-
-def choose_chunk(setting: str, cohort_size: int, backbone: Tree) -> int:
-    """Returns how many clients run at once: all of them, but on a CPU one, if its model is not a toy.
-
-    There one client's activations stay in cache; below some size a step costs less than starting it.
-    """
-    if setting != "auto":
-        return min(int(setting), cohort_size)
-    is_toy = sum(leaf.size for leaf in jax.tree.leaves(backbone)) < TOY_SIZE
-    return 1 if jax.default_backend() == "cpu" and not is_toy else cohort_size
 
 
 def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded) -> Blocks:

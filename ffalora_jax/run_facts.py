@@ -48,7 +48,7 @@ NOT_PRIVATE_FIELDS = (
 )
 
 
-def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
+def environment(run: Prepared, given_noise_seed: bool, compiled_bytes: int) -> dict[str, Any]:
     """Versions, devices and sources: what one needs to know to repeat the run. No secrets."""
     return {
         "ffalora_jax": metadata.version("ffalora_jax"),
@@ -62,6 +62,8 @@ def environment(run: Prepared, given_noise_seed: bool) -> dict[str, Any]:
         "mesh": None if run.mesh is None else dict(run.mesh.shape),
         "client_data": "host" if run.settings.by_slot else "device",
         "client_chunk": run.settings.chunk,
+        "client_chunk_reason": run.chunk_reason,
+        "compiled_bytes": compiled_bytes,
         "block_size": run.blocks.size,
         "packing": None if run.packing is None else run.packing._asdict(),
         "prefix_cache": run.prefix_note,

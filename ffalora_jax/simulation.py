@@ -60,7 +60,9 @@ def simulate(
     epsilons = largest_epsilons(run, min(experiment.rounds, run.plan.rounds_within_budget))
     engine = compiled(run, observe)
     folder = RunFolder.create(folder_path, experiment)
-    folder.write_json("environment.json", environment(run, given is not None))
+    folder.write_json(
+        "environment.json", environment(engine.run, given is not None, engine.compiled_bytes)
+    )
     folder.write_json("partition.json", partition_table(run))
     ledger = Ledger(
         rounds_done=0,

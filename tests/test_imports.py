@@ -55,6 +55,7 @@ ROOMS = (
     "tasks",
     "probes",
     "client",
+    "chunking",
     "aggregation",
     "mesh",
     "round",

@@ -21,11 +21,12 @@ from safetensors.numpy import save_file
 from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, registry, rng
 from ffalora_jax.accounting import default_capacity
+from ffalora_jax.chunking import choose
 from ffalora_jax.client import Frozen, make_local_update
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, ClientData, client_data, threshold
 from ffalora_jax.config import Experiment, PrivacyConfig
-from ffalora_jax.prepare import CPU_BLOCK, choose_chunk
+from ffalora_jax.prepare import CPU_BLOCK
 from ffalora_jax.pretrained import load_pretrained
 from ffalora_jax.probes import packing_for
 from ffalora_jax.round import ClientNumbers, Keys, RoundSettings, RoundState, make_round
@@ -110,7 +111,7 @@ def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: boo
             ),
         )
     )
-    chunk = choose_chunk("auto", workload.clients, injected.backbone)
+    chunk = choose("auto", workload.clients, injected.backbone, lambda: 0).chunk
     capacity, full = batches.rows.shape[-1], workload.length
     blocks = Blocks(CPU_BLOCK if chunk == 1 else capacity, (full,))
     packing = packing_for(injected, data.inputs) if chunk == 1 else None  # as `prepare` chooses
