@@ -24,6 +24,8 @@ usage: ffalora COMMAND ...
       [--processes auto]    train; without a file, the settings of `ffalora init`
   resume RUN [--rounds N] [--epsilon E]
                             go on after a stop, to the same result; or add N rounds
+  plan [EXPERIMENT.toml] [--device h200] [--clients N] [--json]
+                            operations, memory, bytes, time and epsilon, before anything runs
   predict RUN --input F [--text COLUMN] [--client NAME] [--json]
                             label new texts (CSV, or one text a line)
   evaluate RUN [--data.name csv --data.path F ...] [--json]
@@ -134,6 +136,13 @@ def _resume(arguments: list[str]) -> int:
     return _finish(run)
 
 
+def _plan(arguments: list[str]) -> int:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from ffalora_jax import cli_plan
+
+    return cli_plan.run(arguments)
+
+
 def _finish(run) -> int:
     from ffalora_jax import console
 
@@ -232,6 +241,7 @@ def use_jax() -> None:
 COMMANDS = {
     "run": _run,
     "resume": _resume,
+    "plan": _plan,
     "predict": _predict,
     "evaluate": _evaluate,
     "export": _export,
@@ -246,9 +256,8 @@ COMMANDS = {
 def entry() -> None:
     """Entry point of the installed script."""
     code = main()
-    from ffalora_jax import processes
-
-    processes.end(code)
+    processes = sys.modules.get("ffalora_jax.processes")  # slow to import, and seldom there
+    sys.exit(code) if processes is None else processes.end(code)
 
 
 if __name__ == "__main__":

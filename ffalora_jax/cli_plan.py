@@ -1,0 +1,126 @@
+"""``ffalora plan``: what an experiment will cost, before anything runs."""
+
+import json
+import sys
+from typing import Any
+
+from ffalora_jax import flags
+from ffalora_jax.cache import folder
+from ffalora_jax.errors import InputError
+
+GIB, MIB = 2**30, 2**20
+NOTES = (
+    "time on a named device: operations over 35 % of its makers' dense peak; assumed, not measured",
+    "other numbers of clients (--clients N, --cohort N in a round) are on paper, like those there are",
+    "memory: parameters, data, and per client at once what JAX keeps for the backward pass",
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Prepares the experiment, counts, measures, prints."""
+    device, rest = flags.take(arguments, "--device", "a name, like cpu or h200")
+    clients, rest = flags.take(rest, "--clients", "a number")
+    cohort, rest = flags.take(rest, "--cohort", "a number")
+    as_json, measure = "--json" in rest, "--no-measure" not in rest
+    rest = [one for one in rest if one not in ("--json", "--no-measure")]
+    numbers = _number("--clients", clients), _number("--cohort", cohort)
+    experiment, out = flags.read_run(rest)
+    if out is not None:
+        raise InputError("ffalora plan writes nothing: leave --out away.")
+    import jax
+
+    from ffalora_jax.devices import device_of
+    from ffalora_jax.mesh import make_cpu_devices
+    from ffalora_jax.plan import plan
+    from ffalora_jax.prepare import prepare
+
+    if device not in (None, "cpu"):
+        device_of(device)  # a wrong name is told before the data is read
+    jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
+    make_cpu_devices(experiment.mesh)
+    print("preparing data, model and noise, then a measured round", file=sys.stderr)
+    found = plan(prepare(experiment), device or "cpu", *numbers, measure)
+    print(json.dumps(found) if as_json else text_of(found))
+    return 0
+
+
+def _number(flag: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**9):
+        raise InputError(f"Expected {flag} to be a number from 1 on, got {text!r}.")
+    return int(text)
+
+
+def text_of(found: dict[str, Any]) -> str:
+    """Returns the plan as lines for a person."""
+    memory, seconds, privacy = found["memory"], found["seconds"], found["privacy"]
+    lines = [
+        ("experiment", f"{found['name']}, {found['rounds']} rounds"),
+        ("clients", f"{found['clients_in_a_round']:,} of {found['clients']:,} in a round"),
+        ("device", f"{found['device']}, mesh {found['mesh']}"),
+        ("clients at once", f"{found['client_chunk']} ({found['client_chunk_reason']})"),
+        ("prefix cache", found["prefix_cache"]),
+        ("privacy", _privacy(privacy)),
+        ("operations", _operations(found)),
+        (
+            "memory",
+            f"{'' if memory['fits'] else 'DOES NOT FIT: '}{memory['total'] / GIB:.2f} GiB of "
+            f"{memory['free'] / GIB:.1f} free: model "
+            f"{memory['model'] / GIB:.2f}, each client at once {memory['per_client_at_once'] / GIB:.3f}",
+        ),
+        (
+            "examples",
+            f"{memory['data'] / MIB:,.0f} MiB on the {found['client_data']}"
+            + (
+                f", {memory['moved_per_round'] / MIB:,.1f} MiB moved a round"
+                if found["client_data"] == "host"
+                else ""
+            ),
+        ),
+        ("sent", _sent(found["bytes"])),
+        ("time", _time(seconds, found["measured"])),
+    ]
+    width = max(len(name) for name, _ in lines)
+    body = [f"{name:<{width}}  {value}" for name, value in lines]
+    return "\n".join([*body, "", *(f"- {note}" for note in NOTES)])
+
+
+def _privacy(privacy: dict[str, Any] | None) -> str:
+    if privacy is None:
+        return "none"
+    low, high = privacy["noise_multiplier"]
+    noise = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+    return (
+        f"epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:g} after "
+        f"{privacy['rounds_within_budget']} rounds, noise multiplier {noise}"
+    )
+
+
+def _operations(found: dict[str, Any]) -> str:
+    flops = found["flops"]
+    return (
+        f"{flops['client_step'] / 1e9:,.1f} GFLOP a client's step "
+        f"({found['tokens_per_client_step']:,.0f} tokens), {flops['run'] / 1e12:,.2f} TFLOP in all"
+    )
+
+
+def _sent(sent: dict[str, int]) -> str:
+    up, down, run = (sent[name] / 1e6 for name in ("up_per_round", "down_per_round", "run"))
+    return f"{up:,.2f} MB up and {down:,.2f} MB down a round, {run:,.1f} MB in all"
+
+
+def _time(seconds: dict[str, float] | None, measured: bool) -> str:
+    if seconds is None:
+        return "not measured (--no-measure)"
+    how = "measured here" if measured else "on paper"
+    return (
+        f"{_long(seconds['round'])} a round, {_long(seconds['run'])} in all ({how}; evaluating "
+        f"{_long(seconds['evaluating'])}, compiling {_long(seconds['compiling'])})"
+    )
+
+
+def _long(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
