@@ -13,7 +13,7 @@ import numpy as np
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import flops, rng
-from ffalora_jax.chunking import GIB, bytes_per_client, choose
+from ffalora_jax.chunking import GIB, Choice, bytes_per_client, choose
 from ffalora_jax.devices import Device, device_of
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
@@ -30,6 +30,8 @@ FILLED = 0.85
 """Share of the packed tokens that are real, for plans on paper."""
 MEASURED_CLIENTS = 2
 MEASURED_EXAMPLES = 256
+LEAST_SECONDS = 0.5
+"""Of a measured round: less says little about one of all clients."""
 
 
 class Work(NamedTuple):
@@ -89,18 +91,30 @@ def work_of(run: Prepared, num_clients: int, slots: int) -> Work:
     )
 
 
-def measured(run: Prepared, rounds: int = 2) -> Timing:
-    """Times a compiled round of at most ``MEASURED_CLIENTS`` a device, and an evaluation."""
-    shards = num_shards(run.mesh)
-    clients = min(run.settings.slots(1), MEASURED_CLIENTS * shards)
-    settings = run.settings._replace(
-        cohort_size=clients, cohort_sampling="fixed", chunk=min(run.settings.chunk, clients)
-    )
-    if run.settings.chunk > 1:  # all at once: time a whole chunk
-        settings = run.settings
-        clients = settings.slots(1)
+def measured(run: Prepared) -> Timing:
+    """Times a compiled round of a few clients on every device, and an evaluation.
+
+    ``MEASURED_CLIENTS`` of them; all, where so few take no time, or where they are computed at once.
+    """
+    slots = run.settings.slots(1)
+    clients = min(slots, MEASURED_CLIENTS * num_shards(run.mesh))
+    if run.settings.chunk > 1:
+        clients = slots
+    seconds, compiling = _timed(run, clients)
+    if seconds < LEAST_SECONDS and clients < slots:
+        clients = slots
+        seconds, compiling = _timed(run, clients)
+    step = seconds / (clients * run.experiment.local_steps)
+    return Timing(step, _per_example(run), compiling, True)
+
+
+def _timed(run: Prepared, clients: int, rounds: int = 2) -> tuple[float, float]:
+    """Returns the seconds of a round of so many clients, and of compiling it."""
+    settings = run.settings._replace(rounds_per_call=1)
+    if clients < settings.slots(1):
+        settings = settings._replace(cohort_size=clients, cohort_sampling="fixed")
     begin = time.perf_counter()
-    engine = Engine(run._replace(settings=settings._replace(rounds_per_call=1)))
+    engine = Engine(run._replace(settings=settings))
     compiling = time.perf_counter() - begin
     keys = Keys(rng.public_root(run.experiment.seed), rng.secret_root(0))
     seconds = []
@@ -108,10 +122,7 @@ def measured(run: Prepared, rounds: int = 2) -> Timing:
         begin = time.perf_counter()
         jax.block_until_ready(engine(keys, run.state, 1))
         seconds.append(time.perf_counter() - begin)
-    round_seconds = float(np.median(seconds[1:]))
-    return Timing(
-        round_seconds / (clients * run.experiment.local_steps), _per_example(run), compiling, True
-    )
+    return float(np.median(seconds[1:])), compiling
 
 
 def _per_example(run: Prepared) -> float:
@@ -155,81 +166,80 @@ def plan(
     Raises:
         InputError: an unknown device, a cohort larger than all clients.
     """
-    here = device == "cpu"
-    named = None if here else device_of(device)
-    total = num_clients or len(run.plan.clients)
+    named = None if device == "cpu" else device_of(device)
+    settings, total = run.settings, num_clients or len(run.plan.clients)
     if cohort is not None and cohort > total:
         raise InputError(f"Expected --cohort <= {total} clients, got {cohort}.")
-    full = run.settings.cohort_size == run.settings.num_clients
-    slots = min(total, cohort or (total if full else run.settings.slots(1)))
+    full = settings.cohort_size == settings.num_clients
+    slots = min(total, cohort or (total if full else settings.slots(1)))
     work = work_of(run, total, slots)
+    chips = num_shards(run.mesh) if named is None else min(named.chips, slots)
+    on_host = _deals(run.experiment.client_data, slots < total, work.data_bytes)
+    memory, choice = _memory(run, work, named, on_host, -(-slots // chips))
     timing = None
     if named is not None:
         timing = on_paper(run, work, named)
     elif measure:
         timing = measured(run)
-    experiment, settings = run.experiment, run.settings
-    chips = num_shards(run.mesh) if named is None else min(named.chips, slots)
-    free = free_bytes() if named is None else int(named.gib * GIB)
-    on_host = _deals(experiment.client_data, slots < total, work.data_bytes)
-    resident = work.model_bytes + (work.cohort_bytes if on_host else work.data_bytes)
-    if named is None:
-        chunk, reason = settings.chunk, run.chunk_reason
-    else:
-        chunk, reason = choose(
-            experiment.client_chunk,
-            -(-slots // chips),
-            run.frozen.backbone,
-            lambda: work.per_client_bytes,
-            "gpu",
-            max(0, free - resident),
-        )
-    needed = resident + chunk * work.per_client_bytes
-    up, down = message_bytes(run)
-    client_steps = slots * experiment.local_steps
-    facts = {
-        "name": experiment.name,
-        "device": jax.devices()[0].device_kind if here else device,
+    steps = slots * run.experiment.local_steps
+    return {
+        "name": run.experiment.name,
+        "device": jax.devices()[0].device_kind if named is None else device,
         "clients": total,
         "clients_in_a_round": slots,
-        "rounds": experiment.rounds,
-        "parameters": {
-            "backbone": sum(leaf.size for leaf in jax.tree.leaves(run.frozen.backbone)),
-            "sent_by_a_client": up // 4,
-        },
+        "rounds": run.experiment.rounds,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.frozen.backbone)),
         "flops": {
             "client_step": work.flops_per_step,
-            "round": work.flops_per_step * client_steps,
-            "run": work.flops_per_step * client_steps * experiment.rounds,
+            "round": work.flops_per_step * steps,
+            "run": work.flops_per_step * steps * run.experiment.rounds,
         },
         "tokens_per_client_step": work.tokens_per_step,
-        "bytes": {
-            "up_per_round": up * slots,
-            "down_per_round": down * slots,
-            "run": (up + down) * slots * experiment.rounds,
-        },
-        "memory": {
-            "model": work.model_bytes,
-            "data": work.data_bytes,
-            "moved_per_round": work.cohort_bytes if on_host else 0,
-            "per_client_at_once": work.per_client_bytes,
-            "personal_leaves_on_host" if on_host else "personal_leaves": work.personal_bytes,
-            "total": needed,
-            "free": free,
-            "fits": needed <= free,
-        },
+        "bytes": _bytes(run, slots),
+        "memory": memory,
         "client_data": "host" if on_host else "device",
-        "client_chunk": chunk,
-        "client_chunk_reason": reason,
+        "client_chunk": choice.chunk,
+        "client_chunk_reason": choice.reason,
         "mesh": f"clients={chips}",
         "prefix_cache": run.prefix_note,
         "privacy": _privacy(run),
-        "seconds": None,
+        "seconds": timing and _seconds(run, timing, steps, chips if named else 1),
         "measured": bool(timing and timing.measured),
     }
-    if timing is not None:
-        facts["seconds"] = _seconds(run, timing, client_steps, chips if named else 1)
-    return facts
+
+
+def _memory(
+    run: Prepared, work: Work, device: Device | None, on_host: bool, slots: int
+) -> tuple[dict[str, Any], Choice]:
+    """Returns what lies on one device beside what it has, and how many of its clients run at once."""
+    free = free_bytes() if device is None else int(device.gib * GIB)
+    resident = work.model_bytes + (work.cohort_bytes if on_host else work.data_bytes)
+    choice = Choice(run.settings.chunk, run.chunk_reason)
+    if device is not None:
+        left = max(0, free - resident)
+        setting, needed = run.experiment.client_chunk, lambda: work.per_client_bytes
+        choice = choose(setting, slots, run.frozen.backbone, needed, "gpu", left)
+    total = resident + choice.chunk * work.per_client_bytes
+    return {
+        "model": work.model_bytes,
+        "data": work.data_bytes,
+        "moved_per_round": work.cohort_bytes if on_host else 0,
+        "per_client_at_once": work.per_client_bytes,
+        "personal_leaves": work.personal_bytes,
+        "total": total,
+        "free": free,
+        "fits": total <= free,
+    }, choice
+
+
+def _bytes(run: Prepared, slots: int) -> dict[str, int]:
+    up, down = message_bytes(run)
+    each_round = (up + down) * slots
+    return {
+        "up_per_round": up * slots,
+        "down_per_round": down * slots,
+        "run": each_round * run.experiment.rounds,
+    }
 
 
 def _deals(setting: str, part_only: bool, data_bytes: int) -> bool:
