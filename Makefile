@@ -11,7 +11,7 @@ help:
 	@echo "make test      the fast test suite"
 	@echo "make test-all  all tests, the slow ones too"
 	@echo "make lint      ruff and pyright"
-	@echo "make bench     the benchmark scripts"
+	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +37,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.installed
-	$(BIN)/python experiments/benchmarks/rounds.py
+	$(BIN)/python experiments/benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
