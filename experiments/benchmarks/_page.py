@@ -213,12 +213,12 @@ def _grown(stored: Store) -> tuple[float, float] | None:
 def _machines(stored: Store) -> str:
     found = {}
     for entry in stored.values():
-        m = entry["machine"]
-        versions = ", ".join(f"{name} {v}" for name, v in m["versions"].items())
-        found[
-            f"{m['cpu']}, {m['cores']} cores, Python {m['python']}, {versions}, float32, {m['date']}"
-        ] = None
-    return "Machine: " + "; ".join(found) + ".\n"
+        machine = entry["machine"]
+        versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
+        cores, python = f"{machine['cores']} cores", f"Python {machine['python']}"
+        facts = machine["cpu"], cores, python, versions, "float32", machine["date"]
+        found[", ".join(facts)] = None
+    return ";\n".join(found)
 
 
 def _lines(stored: Store, name: str) -> list[dict[str, Any]]:

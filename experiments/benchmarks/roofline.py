@@ -88,7 +88,9 @@ def parts(events: list[dict[str, Any]], text: str) -> dict[str, Any]:
         text: the compiled program.
     """
     programs = parsed(text)
-    kinds = {one.name: kind_of(one, programs) for lines in programs.values() for one in lines}
+    every = [one for lines in programs.values() for one in lines]
+    shapes = {one.name: _sides(one.shape) for one in every}
+    kinds = {one.name: kind_of(one, programs, shapes) for one in every}
     busy: dict[str, float] = collections.defaultdict(float)
     flops, spans = 0, []
     for event in events:
@@ -135,13 +137,14 @@ def parsed(text: str) -> dict[str, list[Instruction]]:
     return programs
 
 
-def kind_of(one: Instruction, programs: dict[str, list[Instruction]]) -> tuple[str, int]:
+def kind_of(
+    one: Instruction, programs: dict[str, list[Instruction]], shapes: dict[str, list[int]]
+) -> tuple[str, int]:
     """Returns what an instruction does, and the operations of its products."""
     if one.kind in ("while", "conditional", "call"):
         return "loop", 0
     called = re.search(r"calls=%?([\w.\-]+)", one.rest)
     inside = programs.get(called[1], []) if called else [one]
-    shapes = {each.name: _sides(each.shape) for each in inside}
     for each in inside:
         if each.kind == "dot":
             return _product(each, shapes)
