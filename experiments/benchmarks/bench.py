@@ -28,15 +28,29 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"
 STORE = DOCS / "benchmarks.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-PEERS = {"sst2": (3, 4), "vader": (4, 3), "minilm": (4, 4), "vit-tiny": (4, 3), "toy": (256, 5)}
-"""(clients, local steps) of a workload of the peers."""
+PEERS = {
+    "sst2": (3, 4, "fast_torch_bucket4"),
+    "vader": (4, 3, "fast_torch_bucket4"),
+    "minilm": (4, 4, "fast_torch"),
+    "vit-tiny": (4, 3, "fast_torch"),
+    "toy": (256, 5, "fast_torch"),
+}
+"""(clients, local steps, fastest PyTorch program of all) of a workload of the peers."""
 PROGRAMS = {
     **{
         f"against_peers {name}": [
-            *("against_peers.py", "--workload", name, "--json", "--repeats", "2"),
-            *("--clients", str(clients), "--steps", str(steps)),
+            *("against_peers.py", "--workload", name, "--json", "--repeats", "3"),
+            *(
+                "--clients",
+                str(clients),
+                "--steps",
+                str(steps),
+                "--programs",
+                "peft_opacus",
+                fastest,
+            ),
         ]
-        for name, (clients, steps) in PEERS.items()
+        for name, (clients, steps, fastest) in PEERS.items()
     },
     "prefix": ["prefix.py"],
     "rounds_per_second": ["rounds_per_second.py"],
