@@ -39,7 +39,7 @@ PEERS = {
 PROGRAMS = {
     **{
         f"against_peers {name}": [
-            *("against_peers.py", "--workload", name, "--json", "--repeats", "3"),
+            *("against_peers.py", "--workload", name, "--json", "--repeats", "2"),
             *(
                 "--clients",
                 str(clients),
