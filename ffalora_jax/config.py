@@ -51,7 +51,7 @@ class Experiment:
         str,
         Doc(
             "compute what the blocks below the lowest adapter give (method.layers) once an example: auto (if "
-            "that takes at most a quarter of the free memory), always or never"
+            "the run is long enough, and that takes at most a quarter of the free memory), always or never"
         ),
     ] = "auto"
     client_data: Annotated[

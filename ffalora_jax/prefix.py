@@ -20,6 +20,8 @@ from ffalora_jax.types import Tree
 BATCH = 64
 SHARE = 0.25
 """Of the free memory, that ``prefix_cache = auto`` takes at most."""
+WORTH = 1.5
+"""Times that an example has to be computed in a run, on average, before keeping it pays."""
 
 
 def kept_prefix(
@@ -28,6 +30,7 @@ def kept_prefix(
     backbone: Tree,
     encoded: Encoded,
     rows: np.ndarray,
+    draws: int,
     is_own: bool = False,
 ) -> tuple[Prefix | None, str]:
     """Returns what is kept (on the host), or None, and why.
@@ -38,6 +41,7 @@ def kept_prefix(
         backbone: on the devices.
         encoded: all examples.
         rows: those that are trained on.
+        draws: how many examples the whole run is expected to compute.
         is_own: whether the model is the user's own module, of which nothing is known.
 
     Raises:
@@ -45,6 +49,10 @@ def kept_prefix(
     """
     nbytes = _bytes(model, backbone, encoded, rows) if model.num_frozen and not is_own else 0
     reason = _why_not(setting, model, is_own, nbytes)
+    if reason is None and setting == "auto" and draws < WORTH * len(rows):
+        reason = (
+            f"the run computes {draws:,} examples in all, keeping {len(rows):,} would take longer"
+        )
     if reason is None:
         kept = _fill(model, backbone, encoded, rows)
         blocks = "1 block" if model.num_frozen == 1 else f"{model.num_frozen} blocks"

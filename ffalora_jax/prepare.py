@@ -156,7 +156,13 @@ def prepare(
     packing = _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None
     trained_on = np.unique(np.concatenate(rows))
     prefix, prefix_note = kept_prefix(
-        experiment.prefix_cache, injected, frozen.backbone, encoded, trained_on, loaded.own
+        experiment.prefix_cache,
+        injected,
+        frozen.backbone,
+        encoded,
+        trained_on,
+        schedule.steps * expected * cohort_size,
+        loaded.own,
     )
     whole = whole._replace(prefix=prefix)
     state = dataclasses.replace(

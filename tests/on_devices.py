@@ -15,10 +15,13 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
 os.environ.setdefault("FFALORA_CACHE", tempfile.mkdtemp(prefix="ffalora-devices-"))
 
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from ffalora_jax.engine import Engine
 from ffalora_jax.evaluate import make_predictor
+from ffalora_jax.mesh import CLIENTS, make_mesh, over_devices
 from ffalora_jax.prepare import prepare
 from tests.helpers import keys, prepared
 
@@ -93,12 +96,39 @@ def evaluation() -> float:
     return worst
 
 
+def clipped_gradients() -> dict[str, float]:
+    """Sums one clipped gradient a device, of something that all of them share; returns what is off.
+
+    ``over_devices`` clips each device's own gradient; ``shard_map`` by default adds those of something
+    replicated before it hands them out, so that their sum would be clipped, eight times.
+    """
+    mesh = make_mesh("clients=8", 8)
+    shared, apart = jnp.ones(3), jnp.arange(24.0).reshape(8, 3) + 1
+
+    def body(shared, apart):
+        gradient = jax.grad(lambda w: jnp.sum(apart @ w))(shared)
+        return (), (), gradient * jnp.minimum(1.0, 1.0 / jnp.linalg.norm(gradient))
+
+    def added(shared, apart):
+        return jax.lax.psum(body(shared, apart)[2], CLIENTS)
+
+    expected = (apart / jnp.linalg.norm(apart, axis=1, keepdims=True)).sum(0)
+    ours = jax.jit(lambda *given: over_devices(body, mesh, *given)[2])(shared, apart)
+    specs = {"in_specs": (P(), P(CLIENTS)), "out_specs": P(), "axis_names": {CLIENTS}}
+    default = jax.jit(jax.shard_map(added, mesh=mesh, **specs))(shared, apart)
+    return {
+        "ours": float(jnp.abs(ours - expected).max()),
+        "default": float(jnp.abs(default - expected).max()),
+    }
+
+
 def main() -> None:
     """Runs the cases and prints what was found."""
     assert len(jax.devices()) == 8
     chosen = dict.fromkeys(CASES, WAYS) if "all" in sys.argv else FAST
     found = {name: compare(CASES[name], ways) for name, ways in chosen.items()}
-    json.dump({"cases": found, "evaluation": evaluation()}, sys.stdout)
+    facts = {"cases": found, "evaluation": evaluation(), "clipped": clipped_gradients()}
+    json.dump(facts, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ def test_a_round_has_one_reduction_and_no_other_traffic_between_devices(found):
                 assert facts["others"] == 0, (name, way)
 
 
+def test_each_device_s_gradient_is_clipped_before_any_are_added(found):
+    assert found["clipped"]["ours"] < 1e-6
+    assert found["clipped"]["default"] > 0.1  # the mistake that the helper keeps out
+
+
 def test_evaluation_over_devices_gives_the_same_logits(found):
     assert found["evaluation"] < 1e-5
 

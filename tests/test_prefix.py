@@ -123,6 +123,12 @@ def test_auto_takes_no_more_than_a_quarter_of_the_free_memory(monkeypatch):
     assert "more than a quarter" in run.prefix_note
 
 
+def test_a_short_run_does_not_keep_what_it_computes_once():
+    run = prepare(tiny(**UPPER, rounds=1, cohort_size=1))
+    assert run.data.prefix is None
+    assert "the run computes 16 examples in all" in run.prefix_note
+
+
 def test_positions_that_depend_on_the_ids_come_out_of_the_kept_states(tmp_path):
     folder = write_family(tmp_path / "roberta", ROBERTA, pad_token_id=1)
     write_tokenizer(folder)
