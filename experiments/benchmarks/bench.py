@@ -4,7 +4,7 @@ Claim: every figure of that page comes from a program that anyone can run.
 
 Run: python experiments/benchmarks/bench.py [--only NAME ...] [--quick] [--page]
      Time: about 40 minutes on two cores, an hour with the PyTorch peers
-Result: docs/benchmarks.json, and docs/benchmarks.md made from it.
+Result: docs/benchmarks.json, and docs/benchmarks.md and its pictures made from it.
 
 --only runs some programs again and keeps what is stored of the others; --quick runs less of each and stores
 nothing; --page writes the page alone. The peers need PEERS_PYTHON (an interpreter with torch, peft, opacus)
@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import _plots
 from _page import page
 
 HERE = Path(__file__).resolve().parent
@@ -88,6 +89,18 @@ def main() -> None:
             STORE.write_text(json.dumps(stored, indent=1) + "\n")
     if not options.quick:
         (DOCS / "benchmarks.md").write_text(page(stored))
+        _draw(stored)
+
+
+def _draw(stored: dict[str, Any]) -> None:
+    if "scaling" in stored:
+        _plots.scaling(stored["scaling"]["lines"], DOCS / "scaling.svg")
+    profiles = [
+        stored[name]["lines"][0] for name in PROGRAMS if name in stored and "roofline" in name
+    ]
+    if profiles:
+        found = {f"layers: {line['layers']}": line["shares"] for line in profiles}
+        _plots.shares(found, DOCS / "roofline.svg")
 
 
 def _lines(command: list[str]) -> list[dict[str, Any]]:
