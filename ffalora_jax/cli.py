@@ -137,10 +137,9 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _plan(arguments: list[str]) -> int:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from ffalora_jax import cli_plan
 
-    return cli_plan.run(arguments)
+    return cli_plan.run(arguments, use_jax)
 
 
 def _finish(run) -> int:

@@ -2,10 +2,11 @@
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ffalora_jax import flags
-from ffalora_jax.cache import folder
+from ffalora_jax.devices import device_of
 from ffalora_jax.errors import InputError
 
 GIB, MIB = 2**30, 2**20
@@ -16,8 +17,29 @@ NOTES = (
 )
 
 
-def run(arguments: list[str]) -> int:
-    """Prepares the experiment, counts, measures, prints."""
+HELP = """usage: ffalora plan [EXPERIMENT.toml] [--device NAME] [--clients N] [--json] [--SETTING VALUE ...]
+
+What an experiment will cost, before anything runs: operations, memory, bytes, privacy, time.
+
+  --device NAME   cpu (this machine, measured; the default), or on paper h200, h100-8, v5e-256, ...
+  --clients N     as many clients, each like those the data has; --cohort N of them in a round
+  --no-measure    no round is timed
+  --json          one JSON object on standard output
+
+Every setting of `ffalora run --help` can be given as well.
+"""
+
+
+def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
+    """Prepares the experiment, counts, measures, prints.
+
+    Args:
+        arguments: of the command.
+        use_jax: prepares JAX, once the arguments are read.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return 0
     device, rest = flags.take(arguments, "--device", "a name, like cpu or h200")
     clients, rest = flags.take(rest, "--clients", "a number")
     cohort, rest = flags.take(rest, "--cohort", "a number")
@@ -27,18 +49,17 @@ def run(arguments: list[str]) -> int:
     experiment, out = flags.read_run(rest)
     if out is not None:
         raise InputError("ffalora plan writes nothing: leave --out away.")
-    import jax
-
-    from ffalora_jax.devices import device_of
+    here = device in (None, "cpu")
+    if not here:
+        device_of(device)  # a wrong name is told before the data is read
+    use_jax()
     from ffalora_jax.mesh import make_cpu_devices
     from ffalora_jax.plan import plan
     from ffalora_jax.prepare import prepare
 
-    if device not in (None, "cpu"):
-        device_of(device)  # a wrong name is told before the data is read
-    jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
     make_cpu_devices(experiment.mesh)
-    print("preparing data, model and noise, then a measured round", file=sys.stderr)
+    timing = ", then a round is measured" if here and measure else ""
+    print(f"preparing data, model and noise{timing}", file=sys.stderr)
     found = plan(prepare(experiment), device or "cpu", *numbers, measure)
     print(json.dumps(found) if as_json else text_of(found))
     return 0

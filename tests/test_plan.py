@@ -115,6 +115,13 @@ def test_mistakes_are_one_line(more, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_plan_has_a_help_of_its_own(capsys):
+    assert cli.main(["plan", "--help"]) == cli.DONE
+    said = capsys.readouterr().out
+    assert said.startswith("usage: ffalora plan")
+    assert all(len(line) <= 110 for line in said.splitlines())
+
+
 def test_help_of_the_command_stays_quick(tmp_path):
     (tmp_path / "e.toml").write_text(to_toml(tiny()))
     done = subprocess.run(
