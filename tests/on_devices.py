@@ -34,6 +34,7 @@ CASES = {
     "all at once": {"chunk": "4"},
     "plain LoRA": {"method": "fedavg_lora"},
     "local only": {"method": "local_only"},
+    "prefix kept": {"layers": "1"},
 }
 WAYS = {
     "on 2": {"mesh": "clients=2"},
@@ -48,6 +49,7 @@ FAST = {
     "three clients": ("on 2",),
     "Poisson cohorts": ("dealt", "on 2"),
     "personal head": ("on 2", "dealt over 2"),
+    "prefix kept": ("dealt over 2",),
 }
 
 
