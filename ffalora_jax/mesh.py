@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from ffalora_jax import rng
 from ffalora_jax.config import mesh_axes
 from ffalora_jax.errors import InputError
 from ffalora_jax.types import Tree
@@ -158,10 +159,8 @@ def replicated(mesh: Mesh | None, tree: Tree) -> Tree:
         return tree
 
     def put(leaf):
-        if jax.dtypes.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):  # no device_put between processes
-            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return rng.moved(leaf, put)
         return jax.device_put(leaf, replicated_on(mesh))
 
     return jax.tree.map(put, tree)

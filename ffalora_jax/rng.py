@@ -8,6 +8,7 @@ roots in different domains and use different purposes, so they never meet, equal
 
 import enum
 import secrets
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,11 @@ def stream(key: jax.Array, purpose: Purpose, *indices) -> jax.Array:
     path = jnp.stack([jnp.asarray(index).astype(jnp.uint32) for index in (int(purpose), *indices)])
     # A scan in place of a loop: the same keys, and the generator stands once in the program.
     return jax.lax.scan(lambda inner, index: (jax.random.fold_in(inner, index), None), key, path)[0]
+
+
+def moved(key: jax.Array, put: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Returns the same key with its words where ``put`` takes them, a key itself not leaving a process."""
+    return jax.random.wrap_key_data(put(jax.random.key_data(key)), impl=jax.random.key_impl(key))
 
 
 def leaf(key: jax.Array, index: int | jax.Array) -> jax.Array:
