@@ -4,7 +4,6 @@ A model is written for ``(..., token, feature)``, so the round may hand it singl
 example axis itself (``jax.vmap`` in ``clipping``).
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -88,7 +87,12 @@ def layer_norm(features: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNor
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention, with biases: BERT, RoBERTa, ViT. ``seen`` as in ``attend``."""
+    """Multi-head attention, with biases: BERT, RoBERTa, ViT. ``seen`` as in ``attend``.
+
+    With ``first``, only so many first tokens look (at all); the others' results are not computed.
+    """
+
+    FIRST_LAYERS = ("query", "key", "value")
 
     def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs, use_bias: bool = True):
         self.heads = heads
@@ -98,18 +102,21 @@ class SelfAttention(nnx.Module):
         self.output = linear(features, features, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "*batch token feature"], seen: Bool[Array, "*batch query token"]
-    ) -> Float[Array, "*batch token feature"]:
-        shared = (
-            seen.shape[-2] > 1
-        )  # several examples in a row: a broken one must not meet the others
+        self,
+        x: Float[Array, "*batch token feature"],
+        seen: Bool[Array, "*batch query token"],
+        first: int | None = None,
+    ) -> Float[Array, "*batch looking feature"]:
+        # Several examples in a row: a broken one must not meet the others.
+        shared = seen.shape[-2] > 1
+        looking = x[..., :first, :]
 
         def split(y):
             y = y.reshape(*y.shape[:-1], self.heads, -1)
             return isolate(y) if shared else y
 
-        mixed = attend(split(self.query(x)), split(self.key(x)), split(self.value(x)), seen)
-        mixed = mixed.reshape(x.shape)
+        mixed = attend(split(self.query(looking)), split(self.key(x)), split(self.value(x)), seen)
+        mixed = mixed.reshape(looking.shape)
         return self.output(isolate(mixed) if shared else mixed)
 
 
@@ -125,80 +132,10 @@ class PostNormBlock(nnx.Module):
         self.output_norm = layer_norm(features, epsilon, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "*batch token feature"], seen: Bool[Array, "*batch query token"]
-    ) -> Float[Array, "*batch token feature"]:
-        x = self.attention_norm(x + self.attention(x, seen))
+        self,
+        x: Float[Array, "*batch token feature"],
+        seen: Bool[Array, "*batch query token"],
+        first: int | None = None,
+    ) -> Float[Array, "*batch looking feature"]:
+        x = self.attention_norm(x[..., :first, :] + self.attention(x, seen, first))
         return self.output_norm(x + self.down(exact_gelu(self.up(x))))
-
-
-def run_blocks(blocks: Any, x: Array, *beside: Any, remat: bool = False) -> Array:
-    """Applies a model's blocks one after another: ``x = block(x, *beside)``.
-
-    With ``remat`` a block's activations are computed again in the backward pass instead of being kept
-    (Chen et al. 2016, arXiv:1604.06174): the same numbers for a third more time. Blocks that were
-    stacked (``StackedBlocks``) run by ``lax.scan``: one block is compiled, whatever the depth. On a CPU
-    remat needs that: of blocks one by one XLA merges the second computation with the first.
-    """
-    if isinstance(blocks, StackedBlocks | UpperBlocks | LowerBlocks):
-        return blocks(x, *beside, remat=remat)
-    for block in blocks:
-        x = _kept_or_not(block, remat)(x, *beside)
-    return x
-
-
-class StackedBlocks(nnx.Module):
-    """Blocks of one shape as a single one whose leaves have a leading layer axis."""
-
-    def __init__(self, blocks: Iterable[nnx.Module]):
-        split = [nnx.split(block) for block in blocks]
-        states = [nnx.to_pure_dict(state) for _, state in split]
-        self.block = nnx.merge(split[0][0], jax.tree.map(_stack, *states))
-
-    def __call__(self, x: Array, *beside: Any, remat: bool = False) -> Array:
-        graph, leaves = nnx.split(self.block)
-
-        def one(x, leaves):
-            return _kept_or_not(nnx.merge(graph, leaves), remat)(x, *beside), None
-
-        return jax.lax.scan(one, x, leaves)[0]
-
-    def one_by_one(self) -> list[Any]:
-        """Returns the blocks apart again; inside a compiled function."""
-        graph, leaves = nnx.split(self.block)
-        count = jax.tree.leaves(leaves)[0].shape[0]
-        return [nnx.merge(graph, jax.tree.map(lambda x: x[i], leaves)) for i in range(count)]  # noqa: B023
-
-
-class UpperBlocks:
-    """A model's blocks from ``begin`` on, which go on from what the others gave before."""
-
-    def __init__(self, blocks: Any, begin: int, hidden: Array):
-        self.blocks, self.begin, self.hidden = blocks, begin, hidden
-
-    def __call__(self, x: Array, *beside: Any, remat: bool = False) -> Array:
-        # What made x is used by nothing, so it is not computed.
-        return run_blocks(self.blocks[self.begin :], self.hidden, *beside, remat=remat)
-
-
-class LowerBlocks:
-    """A model's blocks up to ``end``, whose output is kept."""
-
-    def __init__(self, blocks: Any, end: int):
-        self.blocks, self.end = blocks, end
-        self.hidden: Any = None
-
-    def __call__(self, x: Array, *beside: Any, remat: bool = False) -> Array:
-        x = self.hidden = run_blocks(self.blocks[: self.end], x, *beside, remat=remat)
-        return x
-
-
-def _stack(*leaves: Any) -> Any:
-    """Stacks arrays, or what only has a shape yet."""
-    first = leaves[0]
-    if isinstance(first, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct((len(leaves), *first.shape), first.dtype)
-    return jnp.stack(leaves)
-
-
-def _kept_or_not(block: Any, remat: bool) -> Any:
-    return jax.checkpoint(block) if remat else block

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ffalora_jax import rng
-from ffalora_jax.layers import LowerBlocks, UpperBlocks
+from ffalora_jax.blocks import LowerBlocks, UpperBlocks
 from ffalora_jax.lora_layers import Probe
 from ffalora_jax.packing import Packed
 from ffalora_jax.surgery import at, operate, placed
@@ -44,7 +44,8 @@ class LoraModel(NamedTuple):
     """Blocks below the lowest adapter: what they give an example never changes. With ``hidden`` among the
     named inputs the three functions above go on from it."""
     apply_frozen: Callable[..., Float[Array, "*batch token feature"]] | None = None
-    """(backbone, *inputs) -> what those blocks give."""
+    """(backbone, *inputs, products) -> what those blocks give; with ``products``, beside it what the frozen
+    weights of the block above make of it."""
 
 
 def inject(
@@ -93,13 +94,13 @@ def inject(
     def apply(backbone, adapters, *inputs, hidden=None, **named):
         return module_of(backbone, adapters, hidden)(*inputs, **named)
 
-    def apply_frozen(backbone, *inputs, **named):
+    def apply_frozen(backbone, *inputs, products=True, **named):
         unused = jax.tree.map(jnp.zeros, plain.shapes, is_leaf=lambda x: isinstance(x, tuple))
         module = module_of(backbone, unused)
-        lower = LowerBlocks(module.layers, num_frozen)
+        lower = LowerBlocks(module.layers, num_frozen, products)
         object.__setattr__(module, "layers", lower)
         module(*inputs, **named)
-        return lower.hidden
+        return lower.kept
 
     def apply_training(backbone, adapters, key, *inputs, hidden=None, **named):
         if not dropout:

@@ -1,9 +1,11 @@
 """The prefix cache: what lies below the lowest adapter never changes, so it is computed once an example.
 
 With ``method.layers`` on the last blocks, the embeddings and all blocks below them give the same in every
-step of every round. A training step then starts from what they gave.
+step of every round; and so do the products of frozen weights in the block above that no adapter has touched
+yet (its queries, keys and values before the detours). A training step then starts from them.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -47,14 +49,21 @@ def kept_prefix(
     Raises:
         InputError: ``always``, where it cannot be done.
     """
-    nbytes = _bytes(model, backbone, encoded, rows) if model.num_frozen and not is_own else 0
+    nbytes, states = 0, partial(_states, model)
+    if model.num_frozen and not is_own:
+        nbytes = _bytes(states, backbone, encoded, rows)
+        if (
+            nbytes > SHARE * free_bytes()
+        ):  # a quarter of it or so is what blocks gave, the rest products
+            states = partial(_states, model, products=False)
+            nbytes = _bytes(states, backbone, encoded, rows)
     reason = _why_not(setting, model, is_own, nbytes)
     if reason is None and setting == "auto" and draws < WORTH * len(rows):
         reason = (
             f"the run computes {draws:,} examples in all, keeping {len(rows):,} would take longer"
         )
     if reason is None:
-        kept = _fill(model, backbone, encoded, rows)
+        kept = _fill(states, backbone, encoded, rows)
         blocks = "1 block" if model.num_frozen == 1 else f"{model.num_frozen} blocks"
         return kept, f"{blocks} computed once, {nbytes / 2**20:.0f} MiB kept"
     if setting == "always":
@@ -77,16 +86,16 @@ def _why_not(setting: str, model: LoraModel, is_own: bool, nbytes: int) -> str |
     return None
 
 
-def _bytes(model: LoraModel, backbone: Tree, encoded: Encoded, rows: np.ndarray) -> int:
+def _bytes(states: Callable, backbone: Tree, encoded: Encoded, rows: np.ndarray) -> int:
     one = {name: leaf[:1] for name, leaf in _seen(encoded).items()}
-    state = jax.eval_shape(partial(_states, model), backbone, one)
+    state = jax.eval_shape(states, backbone, one)
     tokens = _counts(encoded, state.shape[1])[rows].sum()
     return int(tokens) * state.shape[2] * state.dtype.itemsize
 
 
-def _fill(model: LoraModel, backbone: Tree, encoded: Encoded, rows: np.ndarray) -> Prefix:
+def _fill(states: Callable, backbone: Tree, encoded: Encoded, rows: np.ndarray) -> Prefix:
     """Computes the states of some examples, those of like length together; the others have no tokens."""
-    states, inputs = jax.jit(partial(_states, model)), _seen(encoded)
+    states, inputs = jax.jit(states), _seen(encoded)
     order = rows[np.argsort(encoded.lengths[rows], kind="stable")]
     found: dict[int, np.ndarray] = {}
     width = 1
@@ -109,9 +118,11 @@ def _fill(model: LoraModel, backbone: Tree, encoded: Encoded, rows: np.ndarray) 
     return Prefix(np.concatenate([found[row] for row in rows]), starts, counts, places)
 
 
-def _states(model: LoraModel, backbone: Tree, inputs: dict[str, Array]) -> Array:
+def _states(
+    model: LoraModel, backbone: Tree, inputs: dict[str, Array], products: bool = True
+) -> Array:
     assert model.apply_frozen is not None, "asked where blocks are frozen"
-    return model.apply_frozen(backbone, **inputs)
+    return model.apply_frozen(backbone, products=products, **inputs)
 
 
 def _seen(encoded: Encoded) -> dict[str, np.ndarray]:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from ffalora_jax.blocks import StackedBlocks
 from ffalora_jax.errors import InputError
-from ffalora_jax.layers import StackedBlocks
 from ffalora_jax.lora_layers import AdapterLeaf, DropoutKey, LoraLinear, TrainableHead
 from ffalora_jax.targets import Adapted, Targets
 from ffalora_jax.types import Adapters, Tree

@@ -33,6 +33,7 @@ ROOMS = (
     "cohort",
     "packing",
     "layers",
+    "blocks",
     "models",
     "weights",
     "locate",

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from ffalora_jax import rng
+from ffalora_jax.blocks import run_blocks
 from ffalora_jax.errors import InputError
-from ffalora_jax.layers import run_blocks
 from ffalora_jax.lora import init_factors, inject, lora_layers
 from ffalora_jax.targets import parse_blocks
 

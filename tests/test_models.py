@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from ffalora_jax import lora
+from ffalora_jax.blocks import run_blocks
 from ffalora_jax.errors import InputError
 from ffalora_jax.layers import mean_pool
 from ffalora_jax.pretrained import load_pretrained
@@ -127,6 +128,22 @@ def test_batch_axes_are_free(architecture, tmp_path):
     np.testing.assert_allclose(nested.reshape(4, 3), expected, atol=1e-5)
     np.testing.assert_allclose(model(IDS[0], MASK[0], TYPES[0]), expected[0], atol=1e-5)
     np.testing.assert_allclose(jax.vmap(model)(IDS, MASK, TYPES), expected, atol=1e-5)
+
+
+def test_a_head_on_the_first_token_leaves_the_last_block_the_others(tmp_path):
+    model = golden_model(CLASSIFIER, tmp_path)
+    x = model.norm(model.words(IDS))
+    seen = MASK[:, None, :]
+
+    def hidden(x, first):
+        return run_blocks(model.layers, x, seen, first=first)
+
+    assert jnp.allclose(hidden(x, 1), hidden(x, None)[..., :1, :], atol=1e-6)
+    flops = [
+        jax.jit(hidden, static_argnums=1).lower(x, first).compile().cost_analysis()["flops"]
+        for first in (1, None)
+    ]
+    assert flops[0] < (1 - 0.6 / len(model.layers)) * flops[1]
 
 
 def test_a_row_of_nothing_but_padding_stays_finite(tmp_path):

@@ -123,6 +123,18 @@ def test_auto_takes_no_more_than_a_quarter_of_the_free_memory(monkeypatch):
     assert "more than a quarter" in run.prefix_note
 
 
+def test_where_memory_is_short_the_products_are_left_out_first(monkeypatch):
+    wide = prepare(tiny(**UPPER)).data.prefix
+    monkeypatch.setattr("ffalora_jax.prefix.free_bytes", lambda: 4 * wide.hidden.nbytes - 4)
+    experiment = tiny(**UPPER)
+    difference, flops, run = compared(experiment)
+    features = wide.hidden.shape[1] // 4
+    assert wide.hidden.shape[1] == 4 * features
+    assert run.data.prefix.hidden.shape[1] == features
+    assert difference < 1e-6
+    assert flops < 0.75
+
+
 def test_a_short_run_does_not_keep_what_it_computes_once():
     run = prepare(tiny(**UPPER, rounds=1, cohort_size=1))
     assert run.data.prefix is None

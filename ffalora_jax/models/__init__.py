@@ -8,7 +8,7 @@ either where the weights come from or the sizes of a random model, or reads file
 * take ``(input_ids, attention_mask)``, each ``(..., token)``, or ``images (..., height, width, 3)``, and
   return logits ``(..., num_classes)``; a causal language model returns ``(..., token, vocabulary)``;
 * never let what stands in the padding change a real token: draws are cut to narrower widths;
-* keep its blocks in ``layers`` and apply them by ``layers.run_blocks(self.layers, ..., remat=self.remat)``;
+* keep its blocks in ``layers`` and apply them by ``blocks.run_blocks(self.layers, ..., remat=self.remat)``;
 * end in a dense layer called ``head`` (a causal language model may use its embedding again);
 * mix nothing between examples (no batch norm): per-example clipping depends on it.
 """

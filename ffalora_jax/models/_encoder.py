@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from ffalora_jax.blocks import run_blocks
 from ffalora_jax.errors import InputError
-from ffalora_jax.layers import Lookup, PostNormBlock, layer_norm, run_blocks
+from ffalora_jax.layers import Lookup, PostNormBlock, layer_norm
 from ffalora_jax.models import WeightRule, dense_rules, norm_rules
 
 HF_NAMES = (
@@ -50,12 +51,13 @@ def encode(
     places: Int[Array, "*batch token"],
     segments: Int[Array, "*batch token"],
     seen: Bool[Array, "*batch query token"],
+    first: int | None = None,
 ) -> Float[Array, "*batch token feature"]:
-    """Returns the last hidden states; ``seen`` as in ``layers.attend``."""
+    """Returns the last hidden states; ``seen`` as in ``layers.attend``, ``first`` as in ``run_blocks``."""
     if model.segments.embedding.shape[0] == 1:  # RoBERTa's; tokenizers may call a second text 1
         segments = jnp.zeros_like(segments)
     x = model.words(input_ids) + model.positions(places) + model.segments(segments)
-    return run_blocks(model.layers, model.norm(x), seen, remat=model.remat)
+    return run_blocks(model.layers, model.norm(x), seen, remat=model.remat, first=first)
 
 
 def refuse_other_kinds(config: dict[str, Any]) -> None:

@@ -45,7 +45,8 @@ class Bert(nnx.Module):
         is_token = attention_mask.astype(bool)
         segments = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         places = jnp.broadcast_to(jnp.arange(input_ids.shape[-1]), input_ids.shape)
-        x = encode(self, input_ids, places, segments, is_token[..., None, :])
+        first = None if self.pooler is None else 1
+        x = encode(self, input_ids, places, segments, is_token[..., None, :], first)
         if self.pooler is None:
             return self.head(mean_pool(x, is_token))
         return self.head(jnp.tanh(self.pooler(x[..., 0, :])))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from ffalora_jax.blocks import StackedBlocks, run_blocks
 from ffalora_jax.errors import InputError
-from ffalora_jax.layers import MASKED, Lookup, StackedBlocks, linear, run_blocks
+from ffalora_jax.layers import MASKED, Lookup, linear
 from ffalora_jax.models import Model, WeightRule, dense_rules
 from ffalora_jax.models._kv_cache import (
     Cache,
@@ -45,6 +46,8 @@ class RMSNorm(nnx.Module):
 
 class Attention(nnx.Module):
     """Causal attention whose query heads share keys and values in groups, with rotary positions."""
+
+    FIRST_LAYERS = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: dict[str, Any], *, rngs: nnx.Rngs):
         features, use_bias = config["hidden_size"], config.get("attention_bias", False)

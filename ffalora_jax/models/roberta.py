@@ -48,7 +48,7 @@ class Roberta(nnx.Module):
         counted = is_token & (input_ids != self.padding_id)
         places = jnp.where(counted, jnp.cumsum(counted, axis=-1), 0) + self.padding_id
         segments = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        x = encode(self, input_ids, places, segments, is_token[..., None, :])
+        x = encode(self, input_ids, places, segments, is_token[..., None, :], first=1)
         return self.head(jnp.tanh(self.pooler(x[..., 0, :])))
 
     def packed(self, rows: Packed) -> Float[Array, "slot classes"]:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Num
 
+from ffalora_jax.blocks import run_blocks
 from ffalora_jax.errors import InputError
 from ffalora_jax.images import ImageSettings, normalise
-from ffalora_jax.layers import SelfAttention, exact_gelu, layer_norm, linear, run_blocks
+from ffalora_jax.layers import SelfAttention, exact_gelu, layer_norm, linear
 from ffalora_jax.models import Model, WeightRule, dense_rules, norm_rules
 
 CLASSIFIER = "ViTForImageClassification"
@@ -35,9 +36,12 @@ class Block(nnx.Module):
         self.down = linear(config["intermediate_size"], features, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "*batch token feature"], seen: Bool[Array, "*batch query token"]
-    ) -> Float[Array, "*batch token feature"]:
-        x = x + self.attention(self.attention_norm(x), seen)
+        self,
+        x: Float[Array, "*batch token feature"],
+        seen: Bool[Array, "*batch query token"],
+        first: int | None = None,
+    ) -> Float[Array, "*batch looking feature"]:
+        x = x[..., :first, :] + self.attention(self.attention_norm(x), seen, first)
         return x + self.down(exact_gelu(self.up(self.output_norm(x))))
 
 
@@ -77,9 +81,8 @@ class ViT(nnx.Module):
         x = jnp.concatenate([first, x], axis=-2)
         places = self.positions[...]
         x = x + places.reshape((1,) * (x.ndim - 2) + places.shape)
-        x = run_blocks(
-            self.layers, x, jnp.ones((*x.shape[:-2], 1, x.shape[-2]), bool), remat=self.remat
-        )
+        seen = jnp.ones((*x.shape[:-2], 1, x.shape[-2]), bool)
+        x = run_blocks(self.layers, x, seen, remat=self.remat, first=1)
         return self.head(self.norm(x)[..., 0, :])
 
 
