@@ -74,7 +74,8 @@ class UpperBlocks:
             ends = np.cumsum([layer.out_features for layer, _ in layers])
             parts = jnp.split(products, ends[:-1], axis=-1)
             for (_, put), product in zip(layers, parts, strict=True):
-                put(lambda _, product=product: product)
+                # Of an x that is cut to its first tokens, theirs.
+                put(lambda x, product=product: product[..., : x.shape[-2], :])
         return run_blocks(self.blocks[self.begin :], hidden, *beside, remat=remat, first=first)
 
 

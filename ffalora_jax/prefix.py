@@ -5,13 +5,17 @@ step of every round; and so do the products of frozen weights in the block above
 yet (its queries, keys and values before the detours). A training step then starts from them.
 """
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
+from ffalora_jax.cache import folder
 from ffalora_jax.cohort import Prefix
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
@@ -21,9 +25,23 @@ from ffalora_jax.types import Tree
 
 BATCH = 64
 SHARE = 0.25
-"""Of the free memory, that ``prefix_cache = auto`` takes at most."""
+"""Of the free memory, or of the free disk, that is taken at most unless ``prefix_cache = always`` says so."""
 WORTH = 1.5
 """Times that an example has to be computed in a run, on average, before keeping it pays."""
+
+
+class _Form(NamedTuple):
+    """What is kept of every token."""
+
+    states: Callable[[Tree, dict[str, Array]], Array]
+    """(backbone, inputs) -> (example, token, feature)."""
+    tokens: np.ndarray
+    """How many of every example."""
+    features: int
+    dtype: np.dtype
+
+    def nbytes(self, rows: np.ndarray) -> int:
+        return int(self.tokens[rows].sum()) * self.features * self.dtype.itemsize
 
 
 def kept_prefix(
@@ -34,6 +52,7 @@ def kept_prefix(
     rows: np.ndarray,
     draws: int,
     is_own: bool = False,
+    is_dealt: bool = False,
 ) -> tuple[Prefix | None, str]:
     """Returns what is kept (on the host), or None, and why.
 
@@ -45,93 +64,100 @@ def kept_prefix(
         rows: those that are trained on.
         draws: how many examples the whole run is expected to compute.
         is_own: whether the model is the user's own module, of which nothing is known.
+        is_dealt: whether a round's few clients are dealt from the host: then it may lie in a file.
 
     Raises:
         InputError: ``always``, where it cannot be done.
     """
-    nbytes, states = 0, partial(_states, model)
-    if model.num_frozen and not is_own:
-        nbytes = _bytes(states, backbone, encoded, rows)
-        if (
-            nbytes > SHARE * free_bytes()
-        ):  # a quarter of it or so is what blocks gave, the rest products
-            states = partial(_states, model, products=False)
-            nbytes = _bytes(states, backbone, encoded, rows)
-    reason = _why_not(setting, model, is_own, nbytes)
+    reason, form, in_file = _never(setting, model, is_own), None, False
+    if reason is None:
+        form, in_file, reason = _choose(setting, model, backbone, encoded, rows, is_dealt)
     if reason is None and setting == "auto" and draws < WORTH * len(rows):
         reason = (
             f"the run computes {draws:,} examples in all, keeping {len(rows):,} would take longer"
         )
-    if reason is None:
-        kept = _fill(states, backbone, encoded, rows)
+    if reason is None and form is not None:
+        kept = _fill(form, backbone, encoded, rows, in_file)
         blocks = "1 block" if model.num_frozen == 1 else f"{model.num_frozen} blocks"
-        return kept, f"{blocks} computed once, {nbytes / 2**20:.0f} MiB kept"
+        where = "kept in a file" if in_file else "kept"
+        return kept, f"{blocks} computed once, {form.nbytes(rows) / 2**20:.0f} MiB {where}"
     if setting == "always":
         raise InputError(f"prefix_cache = 'always' cannot be had: {reason}. Use auto.")
-    return None, reason
+    return None, str(reason)
 
 
-def _why_not(setting: str, model: LoraModel, is_own: bool, nbytes: int) -> str | None:
+def _never(setting: str, model: LoraModel, is_own: bool) -> str | None:
     if setting == "never":
         return "prefix_cache = never"
     if is_own:
         return "the model is none of the package's: what its blocks look at is not known"
     if model.num_frozen == 0:
         return "no block lies below all adapters (method.layers), or they are stacked (scan_layers)"
-    if setting == "auto" and nbytes > SHARE * free_bytes():
-        return (
-            f"it would take {nbytes / 2**30:.1f} GiB, more than a quarter of what is free "
-            "(prefix_cache = always takes it)"
-        )
     return None
 
 
-def _bytes(states: Callable, backbone: Tree, encoded: Encoded, rows: np.ndarray) -> int:
+def _choose(setting, model, backbone, encoded, rows, is_dealt) -> tuple[_Form, bool, str | None]:
+    """Returns what is kept, whether in a file, and why not: products are left out before anything is."""
+    room = SHARE * free_bytes()
+    for products in (True, False):
+        form = _form(model, backbone, encoded, products)
+        if form.nbytes(rows) <= room:
+            return form, False, None
+    if is_dealt and form.nbytes(rows) <= SHARE * shutil.disk_usage(folder("prefix")).free:
+        return form, True, None
+    if setting == "always":
+        return form, False, None
+    return (
+        form,
+        False,
+        f"it would take {form.nbytes(rows) / 2**30:.1f} GiB, more than a quarter of what is free "
+        "(prefix_cache = always takes it)",
+    )
+
+
+def _form(model: LoraModel, backbone: Tree, encoded: Encoded, products: bool) -> _Form:
+    assert model.apply_frozen is not None, "asked where blocks are frozen"
+    apply = partial(model.apply_frozen, products=products)
+
+    def states(backbone, inputs):
+        return apply(backbone, **inputs)
+
     one = {name: leaf[:1] for name, leaf in _seen(encoded).items()}
     state = jax.eval_shape(states, backbone, one)
-    tokens = _counts(encoded, state.shape[1])[rows].sum()
-    return int(tokens) * state.shape[2] * state.dtype.itemsize
+    tokens = np.full(len(encoded.lengths), state.shape[1], np.int32)  # all of an image
+    if "input_ids" in encoded.inputs:
+        tokens = np.maximum(encoded.lengths, 1).astype(np.int32)  # as in ``cohort.host_data``
+    return _Form(states, tokens, state.shape[2], np.dtype(state.dtype))
 
 
-def _fill(states: Callable, backbone: Tree, encoded: Encoded, rows: np.ndarray) -> Prefix:
+def _fill(form: _Form, backbone: Tree, encoded: Encoded, rows: np.ndarray, in_file: bool) -> Prefix:
     """Computes the states of some examples, those of like length together; the others have no tokens."""
-    states, inputs = jax.jit(states), _seen(encoded)
+    states, inputs = jax.jit(form.states), _seen(encoded)
+    counts = np.zeros_like(form.tokens)
+    counts[rows] = form.tokens[rows]
+    starts = np.cumsum(counts) - counts
+    kept = _table((int(counts.sum()), form.features), form.dtype, in_file)
     order = rows[np.argsort(encoded.lengths[rows], kind="stable")]
-    found: dict[int, np.ndarray] = {}
-    width = 1
     for begin in range(0, len(order), BATCH):
         here = order[begin : begin + BATCH]
         cut = next(w for w in encoded.widths if w >= encoded.lengths[here].max())
         padded = np.pad(here, (0, BATCH - len(here)), mode="edge")
         given = {n: x[padded, :cut] if x.ndim == 2 else x[padded] for n, x in inputs.items()}
         hidden = np.asarray(states(backbone, given))
-        width = max(width, hidden.shape[1])
-        counts = _counts(encoded, hidden.shape[1])[here]
-        found |= {row: hidden[k, :n] for k, (row, n) in enumerate(zip(here, counts, strict=True))}
-    counts = np.zeros(len(encoded.lengths), np.int32)
-    counts[rows] = [len(found[row]) for row in rows]
-    starts = np.zeros_like(counts)
-    starts[rows] = np.cumsum(counts[rows]) - counts[rows]
-    if "input_ids" in inputs:
-        width = inputs["input_ids"].shape[1]
-    places = np.arange(width, dtype=np.int32)
-    return Prefix(np.concatenate([found[row] for row in rows]), starts, counts, places)
+        for row, found in zip(here, hidden, strict=False):
+            kept[starts[row] : starts[row] + counts[row]] = found[: counts[row]]
+    places = np.arange(counts.max() if "input_ids" not in inputs else inputs["input_ids"].shape[1])
+    return Prefix(kept, starts.astype(np.int32), counts, places.astype(np.int32))
 
 
-def _states(
-    model: LoraModel, backbone: Tree, inputs: dict[str, Array], products: bool = True
-) -> Array:
-    assert model.apply_frozen is not None, "asked where blocks are frozen"
-    return model.apply_frozen(backbone, products=products, **inputs)
+def _table(shape: tuple[int, int], dtype: np.dtype, in_file: bool) -> np.ndarray:
+    """Returns room for the states; a file has no name, so it is gone with the process, however it ends."""
+    if not in_file:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder("prefix")) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def _seen(encoded: Encoded) -> dict[str, np.ndarray]:
     """Returns the inputs that the model itself takes."""
     return {name: leaf for name, leaf in encoded.inputs.items() if name != "response_mask"}
-
-
-def _counts(encoded: Encoded, width: int) -> np.ndarray:
-    """Returns how many tokens of every example there are: all of an image, the real ones of a text."""
-    if "input_ids" not in encoded.inputs:
-        return np.full(len(encoded.lengths), width, np.int32)
-    return np.maximum(encoded.lengths, 1).astype(np.int32)  # as in ``cohort.host_data``

@@ -163,6 +163,7 @@ def prepare(
         trained_on,
         schedule.steps * expected * cohort_size,
         loaded.own,
+        settings.by_slot and settings.slots(1) < len(rows),
     )
     whole = whole._replace(prefix=prefix)
     state = dataclasses.replace(

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from ffalora_jax.cache import folder
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import as_dataset
 from ffalora_jax.engine import Engine
@@ -133,6 +134,20 @@ def test_where_memory_is_short_the_products_are_left_out_first(monkeypatch):
     assert run.data.prefix.hidden.shape[1] == features
     assert difference < 1e-6
     assert flops < 0.75
+
+
+def test_of_few_clients_out_of_many_the_rest_may_lie_in_a_file(monkeypatch):
+    experiment = tiny(**UPPER, **FORMS["dealt from the host"], rounds=20)
+    whole = two_rounds(experiment, "never")
+    monkeypatch.setattr("ffalora_jax.prefix.free_bytes", lambda: 1000)
+    kept = two_rounds(experiment, "auto")
+    for a, b in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(kept[0]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    run = kept[3]
+    assert isinstance(run.data.prefix.hidden, np.memmap)
+    assert run.prefix_note.endswith("kept in a file")
+    assert not list(folder("prefix").iterdir())
+    assert prepare(tiny(**UPPER)).data.prefix is None
 
 
 def test_a_short_run_does_not_keep_what_it_computes_once():
