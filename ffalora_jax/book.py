@@ -8,7 +8,7 @@ import numpy as np
 from ffalora_jax.checkpoint import Ledger
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundInfo
-from ffalora_jax.run_facts import communication, message_bytes, privacy
+from ffalora_jax.run_facts import Traffic, communication, message_bytes, privacy
 from ffalora_jax.run_folder import RunFolder, metrics_text
 
 FINAL_FIELDS = (
@@ -34,15 +34,14 @@ class Book:
                 line.pop(name, None)
         # Else (a torn line, lines of rounds that were not saved) it is written anew, with the first new ones.
         self._stands = folder.metrics_file.read_text() == metrics_text(self.kept)
-        self.participations = np.zeros(len(run.plan.clients), int)
+        self.traffic = Traffic.none(len(run.plan.clients))
         for line in self.kept:
-            self.participations[line["participants"]] += 1
-        self.up, self.down = message_bytes(run)
+            self.traffic.add(line["participants"], *message_bytes(run, line["round_index"]))
 
     @property
     def bytes_total(self) -> int:
         """Bytes of all messages so far, both ways."""
-        return int(self.participations.sum()) * (self.up + self.down)
+        return int(self.traffic.up.sum() + self.traffic.down.sum())
 
     def lines(
         self, infos: RoundInfo, done: int, count: int, seconds: float
@@ -54,18 +53,19 @@ class Book:
             there = infos.took_part[index]
             slots = np.flatnonzero(there)
             slots = slots[np.argsort(infos.clients[index][slots])]
-            took_part = infos.clients[index][slots]
+            took_part = np.asarray(infos.clients[index][slots])
             clip = jax.tree.map(lambda leaf: float(leaf[index][there].sum()), infos.facts.clip)  # noqa: B023
             drawn, whole = clip.num_real, clip.num_real - clip.num_broken
-            self.participations[took_part] += 1
+            up, down = message_bytes(self.run, done + index)
+            self.traffic.add(took_part, up, down)
             found.append(
                 {
                     "round_index": done + index,
                     "accuracy": None,
                     "loss": clip.loss_sum / whole if whole else None,
                     "epsilon": self.epsilons[done + index + 1],
-                    "bytes_up": len(took_part) * self.up,
-                    "bytes_down": len(took_part) * self.down,
+                    "bytes_up": len(took_part) * up,
+                    "bytes_down": len(took_part) * down,
                     "seconds": seconds,
                     "participants": took_part.tolist(),
                     "update_norm": float(infos.update_norm[index]),
@@ -101,7 +101,7 @@ class Book:
         self.folder.write_json(
             "privacy.json", privacy(self.run, done, self.planned, self.given_seed)
         )
-        self.folder.write_json("communication.json", communication(self.run, self.participations))
+        self.folder.write_json("communication.json", communication(self.run, self.traffic))
 
 
 def largest_epsilons(run: Prepared, rounds: int) -> list[float | None]:

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import lora, partition, registry, rng
+from ffalora_jax import partition, registry
 from ffalora_jax.chunking import bytes_per_client, choose
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
@@ -24,6 +24,7 @@ from ffalora_jax.cohort import ClientData, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
+from ffalora_jax.initial import initial_state
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
@@ -36,7 +37,6 @@ from ffalora_jax.probes import KNOWN, Packing, packing_for
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
-from ffalora_jax.types import HEAD_LEAVES, Adapters
 
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
@@ -153,7 +153,11 @@ def prepare(
     slots = settings.slots(num_shards(mesh)) // num_shards(mesh)
     choice = choose(experiment.client_chunk, slots, frozen.backbone, per_client)
     chunk, settings = choice.chunk, settings._replace(chunk=choice.chunk)
-    packing = _packing(injected, state, encoded) if experiment.packing and chunk == 1 else None
+    packing = (
+        _packing(injected, state, encoded, method.kept)
+        if experiment.packing and chunk == 1
+        else None
+    )
     trained_on = np.unique(np.concatenate(rows))
     prefix, prefix_note = kept_prefix(
         experiment.prefix_cache,
@@ -226,36 +230,6 @@ def _where_data_lies(
     )
 
 
-def initial_state(
-    model: LoraModel,
-    method: Method,
-    draw_factor,
-    experiment: Experiment,
-    num_clients: int,
-    begin: Adapters | None = None,
-) -> tuple[Frozen, RoundState]:
-    """Returns ``(Frozen, RoundState)`` before the first round, from the public seed or from ``begin``.
-
-    Trained leaves are split three ways: sent ones live once, at the server; personal ones once a client;
-    the factor that no phase trains is frozen beside the backbone.
-    """
-    zeros = {name: dict(found) for name, found in model.shapes.items() if "lora_a" in found}
-    everything = jax.tree.map(jnp.zeros, zeros, is_leaf=lambda x: isinstance(x, tuple))
-    root = rng.public_root(experiment.seed)
-    drawn = [lora.init_factors(model, draw_factor, root, factor) for factor in method.drawn]
-    everything = leaves.merge(everything, *drawn, model.head, begin or {})
-    trained = method.trained | (set(HEAD_LEAVES) if model.head else set())
-    stays = experiment.model.head == "personal" or method.shares_nothing
-    personal = method.personal | (set(HEAD_LEAVES) if model.head and stays else set())
-    frozen = Frozen(model.backbone, leaves.without(everything, trained))
-    state = RoundState(
-        adapters=leaves.select(everything, trained - personal),
-        personal=leaves.stack(leaves.select(everything, personal), num_clients),
-        round_index=jnp.int32(0),
-    )
-    return frozen, state
-
-
 def _check_classes(dataset: Dataset) -> None:
     if dataset.num_classes == len(dataset) > MOST_LONE_CLASSES:
         raise InputError(
@@ -290,7 +264,9 @@ def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded)
     return Blocks(capacity, (full,))
 
 
-def _packing(model: LoraModel, state: RoundState, encoded: Encoded) -> Packing | None:
+def _packing(
+    model: LoraModel, state: RoundState, encoded: Encoded, kept: frozenset[str]
+) -> Packing | None:
     """Returns how texts share rows; None where something has no form for it, a trained leaf for instance."""
-    trained = leaves.names(state.adapters) | leaves.names(state.personal)
+    trained = (leaves.names(state.adapters) | leaves.names(state.personal)) - kept
     return packing_for(model, encoded.inputs) if trained <= set(KNOWN) else None

@@ -22,7 +22,7 @@ from ffalora_jax.client import ClientFacts, Frozen, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, cohort_capacity, draw_cohort
 from ffalora_jax.mesh import kept_dealt, kept_whole, num_shards, over_devices
 from ffalora_jax.methods import Method
-from ffalora_jax.types import Adapters, Leaf, Tree
+from ffalora_jax.types import HEAD_LEAVES, Adapters, Leaf, Tree
 
 
 @struct.dataclass
@@ -92,7 +92,30 @@ def make_round(
     ``round_step(keys, state, frozen, data, numbers, batches=None, cohort=None) -> (state, info)``;
     ``batches`` (cohort slot, step, slot) and ``cohort`` replace the draws. With a mesh every device has a
     share of the slots; an empty slot draws nothing, and its upload is masked.
+
+    A method of several phases is as many programs in one, of which a round runs that of its phase: what is
+    not trained in it is frozen, out of the clipped vector, and not sent.
     """
+    phases = [_make_phase(local_update, method, part, settings, mesh) for part in method.parts]
+    if len(phases) == 1:
+        return phases[0]
+
+    def round_step(keys, state, frozen, data, numbers, batches=None, cohort=None):
+        given = keys, state, frozen, data, numbers, batches, cohort
+        branches = [lambda given, phase=phase: phase(*given) for phase in phases]
+        return jax.lax.switch(method.phase_at(state.round_index), branches, given)
+
+    return round_step
+
+
+def _make_phase(
+    local_update: Callable,
+    method: Method,
+    trained: frozenset[str],
+    settings: RoundSettings,
+    mesh: Mesh | None,
+) -> Callable:
+    """Does ``make_round`` for rounds in which the same leaves are trained."""
     shards, by_slot = num_shards(mesh), settings.by_slot
 
     def on_one_device(shared, apart):
@@ -129,7 +152,10 @@ def make_round(
         def of_slots(tree):
             return tree if by_slot else jax.tree.map(lambda leaf: leaf[clients], tree)
 
-        server, personal = state.adapters, of_slots(state.personal)
+        server = leaves.select(state.adapters, trained | set(HEAD_LEAVES))
+        held = leaves.without(state.adapters, leaves.names(server))
+        frozen = frozen._replace(adapters=leaves.merge(frozen.adapters, held))
+        personal = of_slots(state.personal)
         limit, noise = of_slots(numbers)
         participants = clients, jnp.where(is_real, limit, jnp.uint32(0)), noise
         weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
@@ -138,8 +164,9 @@ def make_round(
         (ends, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
         nothing = method.upload(server, server)
         mean = mean_upload(sums, fallback=nothing)
-        after = method.read(server, mean, *_of_those_there(uploads, nothing, weights, filled))
-        change = jax.tree.map(jnp.subtract, after, server)
+        there = _of_those_there(uploads, nothing, weights, filled)
+        after = method.read(state.adapters, mean, *there)
+        change = jax.tree.map(jnp.subtract, after, state.adapters)
         info = RoundInfo(
             clients, is_real, optax.tree.norm(change) if change else jnp.float32(0), facts
         )

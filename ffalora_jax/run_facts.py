@@ -8,15 +8,16 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ffalora_jax import accounting
-from ffalora_jax.adapters import nbytes
+from ffalora_jax.adapters import nbytes, select
 from ffalora_jax.partition import MOST_LISTED, class_table
 from ffalora_jax.prepare import Prepared
+from ffalora_jax.types import HEAD_LEAVES
 
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
@@ -129,23 +130,42 @@ def _trust_model(run: Prepared) -> str:
     return run.mechanism.trust_model
 
 
-def communication(run: Prepared, participations: np.ndarray) -> dict[str, Any]:
-    """Bytes up and down after some rounds; ``participations`` counts each client's."""
-    up, down = message_bytes(run)
+class Traffic(NamedTuple):
+    """What each client took part in and what that moved, in bytes; leaves (client,)."""
+
+    participations: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
+
+    @classmethod
+    def none(cls, num_clients: int) -> "Traffic":
+        """Returns that of a run before its first round."""
+        return cls(*(np.zeros(num_clients, np.int64) for _ in range(3)))
+
+    def add(self, clients: Sequence[int] | np.ndarray, up: int, down: int) -> None:
+        """Counts one round of some clients, with the bytes of one of them."""
+        for total, one in zip(self, (1, up, down), strict=True):
+            total[clients] += one
+
+
+def communication(run: Prepared, traffic: Traffic) -> dict[str, Any]:
+    """Bytes up and down after some rounds."""
+    count, up, down = (int(leaf.sum()) for leaf in traffic)
+    each = (up / count, down / count) if count else message_bytes(run)
     return {
-        "bytes_up_per_participation": up,
-        "bytes_down_per_participation": down,
-        "num_clients": len(participations),
+        "bytes_up_per_participation": round(each[0]),
+        "bytes_down_per_participation": round(each[1]),
+        "num_clients": len(traffic.participations),
         "clients": listed(
             run.train_names,
             [
-                {"participations": n, "bytes_up": n * up, "bytes_down": n * down}
-                for n in participations.tolist()
+                {"participations": n, "bytes_up": u, "bytes_down": d}
+                for n, u, d in zip(*(leaf.tolist() for leaf in traffic), strict=True)
             ],
         ),
-        "bytes_up": int(participations.sum()) * up,
-        "bytes_down": int(participations.sum()) * down,
-        "bytes_total": int(participations.sum()) * (up + down),
+        "bytes_up": up,
+        "bytes_down": down,
+        "bytes_total": up + down,
         "note": "float32 leaves as sent; the frozen factor follows from the public seed and is not sent",
     }
 
@@ -189,12 +209,15 @@ def partition_table(run: Prepared) -> dict[str, Any]:
     }
 
 
-def message_bytes(run: Prepared) -> tuple[int, int]:
-    """Bytes one client sends and receives in a round: what it uploads, and the server's trained leaves."""
+def message_bytes(run: Prepared, round_index: int = 0) -> tuple[int, int]:
+    """Bytes one client sends and receives in a round: its upload, and what the round before changed."""
     if run.method.pooled:
         return 0, 0
-    here = run.state.adapters
-    return nbytes(jax.eval_shape(run.method.upload, here, here)), nbytes(here)
+    parts, phase_at = run.method.parts, run.method.phase_at
+    here = select(run.state.adapters, parts[int(phase_at(round_index))] | set(HEAD_LEAVES))
+    before = parts[int(phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | run.method.kept
+    up = nbytes(jax.eval_shape(run.method.upload, here, here))
+    return up, nbytes(select(run.state.adapters, before))
 
 
 def _release_note(unit: str | None, given_noise_seed: bool) -> str:

@@ -63,6 +63,7 @@ ROOMS = (
     "mesh",
     "round",
     "deal",
+    "initial",
     "load",
     "prepare",
     "engine",

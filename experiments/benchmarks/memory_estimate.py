@@ -117,7 +117,7 @@ def llama_round(config, clients, examples, tokens, scan_layers=False, remat=Fals
     from ffalora_jax.client import make_local_update
     from ffalora_jax.clipping import Blocks
     from ffalora_jax.cohort import client_data
-    from ffalora_jax.prepare import initial_state
+    from ffalora_jax.initial import initial_state
     from ffalora_jax.round import ClientNumbers, Keys, RoundSettings, make_round, make_rounds
     from ffalora_jax.tasks import task_of
 

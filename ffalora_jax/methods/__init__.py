@@ -6,10 +6,11 @@ checkpoints) follows from these names.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array
 
+from ffalora_jax.adapters import merge
 from ffalora_jax.types import Adapters
 
 
@@ -19,16 +20,23 @@ class Method(NamedTuple):
     drawn: tuple[str, ...]
     """Factors drawn at random from the public seed at the start; the others start at zero."""
     trained: frozenset[str]
-    """LoRA leaves that are trained, in every round."""
+    """LoRA leaves that are trained, in every round unless ``phases`` say when."""
+    phases: tuple[frozenset[str], ...] = ()
+    """Parts of ``trained`` for methods whose rounds differ: what is not in a round's part is frozen in it,
+    not sent, and costs nothing."""
+    phase_of: Callable[[Any], Any] | None = None
+    """round index (0-based, traced or not) -> which phase; None: one after another."""
+    kept: frozenset[str] = frozenset()
+    """LoRA leaves that nobody trains but ``read`` changes: they are sent to the clients."""
     personal: frozenset[str] = frozenset()
     """Trained LoRA leaves that stay at their client."""
     upload: Callable[[Adapters, Adapters], Adapters] = lambda start, end: end
     """(server's leaves at the start of the round, the client's at the end) -> what it sends."""
     read: Callable[[Adapters, Adapters, Adapters, Array], Adapters] = (
-        lambda state, mean, uploads, weights: mean
+        lambda state, mean, uploads, weights: merge(state, mean)
     )
-    """(server's leaves, mean upload, stacked uploads, weights) -> the server's next leaves. An empty slot of
-    the cohort has weight 0 and holds the server's own leaves."""
+    """(all the server's leaves, mean upload, stacked uploads, weights) -> the server's next leaves. An empty
+    slot of the cohort has weight 0 and holds the server's own leaves."""
     exact: bool = False
     """Whether the average of the factors is the average of the products."""
     shares_nothing: bool = False
@@ -37,6 +45,17 @@ class Method(NamedTuple):
     """Baseline: all data in one place, as a single client."""
     sentence: str = ""
     """One line for lists and reports."""
+
+    @property
+    def parts(self) -> tuple[frozenset[str], ...]:
+        """LoRA leaves trained in each phase; a single one for most methods."""
+        return self.phases or (self.trained,)
+
+    def phase_at(self, round_index: Any) -> Any:
+        """Returns the phase of a round; works on traced numbers too."""
+        if self.phase_of is not None:
+            return self.phase_of(round_index)
+        return round_index % len(self.parts)
 
     @property
     def is_baseline(self) -> bool:
