@@ -30,7 +30,7 @@ def initial_state(
     Trained leaves are split three ways: sent ones live once, at the server; personal ones once a client;
     the factor that no phase trains is frozen beside the backbone.
     """
-    zeros = {name: dict(found) for name, found in model.shapes.items() if "lora_a" in found}
+    zeros = {name: dict(model.shapes[name]) for name in model.adapted}
     everything = jax.tree.map(jnp.zeros, zeros, is_leaf=lambda x: isinstance(x, tuple))
     root = rng.public_root(experiment.seed)
     if not (method.trained or model.head):

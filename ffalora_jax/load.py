@@ -18,6 +18,7 @@ from ffalora_jax.config import Experiment, ModelConfig
 from ffalora_jax.data import Dataset, as_dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
+from ffalora_jax.methods import Method
 from ffalora_jax.models import Model
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.text import Encoded
@@ -143,6 +144,7 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
         InputError: as ``lora.inject``; adapters that are not those of ``method.start``.
     """
     settings, family = experiment.method, loaded.family
+    method: Method = registry.lookup("methods", settings.name)()
     model = lora.inject(
         loaded.model,
         family.placements.get(settings.targets, settings.targets),
@@ -152,6 +154,7 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
         head=_head(experiment, loaded),
         dropout=settings.dropout,
         scan_layers=experiment.model.scan_layers,
+        detour=method.detour,
         exclude=settings.exclude,
         rank_pattern=settings.rank_pattern,
         alpha_pattern=settings.alpha_pattern,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from ffalora_jax import rng
 from ffalora_jax.blocks import LowerBlocks, UpperBlocks
+from ffalora_jax.detours import LORA, Detour
 from ffalora_jax.lora_layers import Probe
 from ffalora_jax.packing import Packed
 from ffalora_jax.surgery import at, operate, placed
@@ -36,6 +37,9 @@ class LoraModel(NamedTuple):
     """Initial values of a head that is among the adapters; empty if the head stays in the backbone."""
     adapted: dict[str, Adapted]
     """Rank and scaling of every layer that has a detour."""
+    outputs: dict[str, int]
+    """Width of what every layer with leaves gives."""
+    detour: Detour = LORA
     dropout: float = 0.0
     apply_probed: Callable[..., tuple[Array, dict[str, Array]]] | None = None
     """(backbone, adapters, probes by layer, packed rows) -> logits by slot, and what each probed layer was
@@ -58,6 +62,7 @@ def inject(
     *,
     dropout: float = 0.0,
     scan_layers: bool = False,
+    detour: Detour = LORA,
     **more: Any,
 ) -> LoraModel:
     """Puts adapters beside every ``nnx.Linear`` that ``targets`` names.
@@ -72,6 +77,7 @@ def inject(
         dropout: share of a detour's inputs that ``apply_training`` leaves out.
         scan_layers: stack ``model.layers`` and scan over them; needs the same adapters in each. The
             backbone's arrays are copied then.
+        detour: what stands beside each layer; the method says (``Method.detour``).
         **more: ``exclude``, ``rank_pattern``, ``alpha_pattern``, ``use_rslora``, ``other_names``, as in
             ``Targets``.
 
@@ -80,10 +86,10 @@ def inject(
             regular expression that does not compile, a head that is not a dense layer.
     """
     wanted = Targets(targets, rank, lora_alpha, layers, **more)
-    plain = operate(model, wanted, head, 0.0, scan_layers)
+    plain = operate(model, wanted, head, 0.0, scan_layers, detour)
     dropping = plain
     if dropout:  # only its form: stacked, its backbone would be a copy of its own
-        dropping = operate(model, wanted, head, dropout, scan_layers)._replace(backbone={})
+        dropping = operate(model, wanted, head, dropout, scan_layers, detour)._replace(backbone={})
 
     num_frozen = 0 if scan_layers else _below(model, plain.shapes)
 
@@ -132,6 +138,8 @@ def inject(
         plain.shapes,
         plain.start,
         plain.adapted,
+        plain.outputs,
+        detour,
         dropout,
         apply_probed if can_pack else None,
         num_frozen,
@@ -161,7 +169,7 @@ def init_factors(model: LoraModel, draw: Callable, key: Array, factor: str) -> A
     """
     purpose = {"lora_a": rng.Purpose.LORA_INIT, "lora_b": rng.Purpose.LORA_INIT_B}[factor]
     drawn: Adapters = {}
-    for index, name in enumerate(sorted(lora_layers(model.shapes))):
+    for index, name in enumerate(sorted(model.adapted)):
         features = {
             "lora_a": model.shapes[name]["lora_a"][0],
             "lora_b": model.shapes[name]["lora_b"][1],
@@ -170,8 +178,3 @@ def init_factors(model: LoraModel, draw: Callable, key: Array, factor: str) -> A
         value = draw(layer_key, features[factor], model.adapted[name].rank)
         drawn[name] = {factor: value if factor == "lora_a" else value.T}
     return drawn
-
-
-def lora_layers(shapes: dict[str, dict[str, tuple[int, ...]]]) -> list[str]:
-    """Returns the layers that have a low-rank detour."""
-    return [name for name, leaves in shapes.items() if "lora_a" in leaves]

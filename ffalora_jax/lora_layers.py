@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ffalora_jax.detours import Detour
 from ffalora_jax.targets import Adapted
 
 
@@ -30,14 +31,14 @@ class Given(nnx.Variable):
 
 
 class LoraLinear(nnx.Module):
-    """A dense layer with a low-rank detour."""
+    """A dense layer with a detour: LoRA's pair of factors, or another form of ``detours``."""
 
-    def __init__(self, base: nnx.Linear, adapted: Adapted, dropout: float):
+    def __init__(self, base: nnx.Linear, adapted: Adapted, dropout: float, detour: Detour):
         self.base, self.scaling, self.dropout = base, adapted.scaling, dropout
-        self.lora_a = AdapterLeaf(jax.ShapeDtypeStruct((base.in_features, adapted.rank), "float32"))
-        self.lora_b = AdapterLeaf(
-            jax.ShapeDtypeStruct((adapted.rank, base.out_features), "float32")
-        )
+        shapes = detour.shapes(base.in_features, base.out_features, adapted.rank)
+        self.detour, self.names = detour.apply, tuple(sorted(shapes))
+        for name, shape in shapes.items():
+            setattr(self, name, AdapterLeaf(jax.ShapeDtypeStruct(shape, "float32")))
         self.dropout_key = DropoutKey(jax.ShapeDtypeStruct((), "uint32")) if dropout else None
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
@@ -45,8 +46,8 @@ class LoraLinear(nnx.Module):
         if self.dropout_key is not None:
             kept = jax.random.bernoulli(self.dropout_key[...], 1 - self.dropout, x.shape)
             seen = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
-        detour = (seen @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
-        return _probed(self, seen, self.base(x) + self.scaling * detour)
+        leaves = {name: getattr(self, name)[...].astype(x.dtype) for name in self.names}
+        return _probed(self, seen, self.base(x) + self.detour(leaves, seen, self.scaling))
 
 
 class TrainableHead(nnx.Module):

@@ -33,7 +33,7 @@ from ffalora_jax.methods import Method
 from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
-from ffalora_jax.probes import KNOWN, Packing, packing_for
+from ffalora_jax.probes import Packing, packing_for
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
@@ -153,11 +153,7 @@ def prepare(
     slots = settings.slots(num_shards(mesh)) // num_shards(mesh)
     choice = choose(experiment.client_chunk, slots, frozen.backbone, per_client)
     chunk, settings = choice.chunk, settings._replace(chunk=choice.chunk)
-    packing = (
-        _packing(injected, state, encoded, method.kept)
-        if experiment.packing and chunk == 1
-        else None
-    )
+    packing = packing_for(injected, encoded.inputs) if experiment.packing and chunk == 1 else None
     trained_on = np.unique(np.concatenate(rows))
     prefix, prefix_note = kept_prefix(
         experiment.prefix_cache,
@@ -262,11 +258,3 @@ def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded)
     if experiment.packing and chunk == 1 and jax.default_backend() == "cpu":
         return Blocks(CPU_BLOCK, widths)
     return Blocks(capacity, (full,))
-
-
-def _packing(
-    model: LoraModel, state: RoundState, encoded: Encoded, kept: frozenset[str]
-) -> Packing | None:
-    """Returns how texts share rows; None where something has no form for it, a trained leaf for instance."""
-    trained = (leaves.names(state.adapters) | leaves.names(state.personal)) - kept
-    return packing_for(model, encoded.inputs) if trained <= set(KNOWN) else None

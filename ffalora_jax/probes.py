@@ -19,13 +19,11 @@ from jaxtyping import Array, Float
 from ffalora_jax import adapters as leaves
 from ffalora_jax.clipping import ClipFacts, facts_of
 from ffalora_jax.cohort import Batch, ClientData, longest_first
+from ffalora_jax.detours import EXACT, Pair
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.packing import Packed, gather, pack
 from ffalora_jax.tasks import Task
-from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
-
-KNOWN = ("lora_a", "lora_b", *HEAD_LEAVES)
-"""Leaves whose gradients are outer products of what a probe sees."""
+from ffalora_jax.types import Adapters, Tree
 
 ROW_TOKENS, BLOCK_TOKENS = 48, 256
 """Tokens of a row (at least) and of the rows that are computed at once, on a CPU."""
@@ -33,8 +31,6 @@ ROW_TOKENS, BLOCK_TOKENS = 48, 256
 CANCELLED = 2.0**-20
 """Share of the tokens' own squares that is added to a squared norm: where tokens cancel one another, the
 rounding of the products is of their size and not of the sum's, and a norm too small would clip too little."""
-
-EXACT = jax.lax.Precision.HIGHEST
 
 
 class Packing(NamedTuple):
@@ -55,13 +51,6 @@ def packing_for(model: LoraModel, inputs: dict[str, Any]) -> Packing | None:
         return None
     width = max(ids.shape[1], ROW_TOKENS)
     return Packing(width, max(1, BLOCK_TOKENS // width))
-
-
-class Pair(NamedTuple):
-    """A leaf's gradient as outer products: sum over tokens (or slots) of left^T right."""
-
-    left: Float[Array, "*token a"]
-    right: Float[Array, "*token b"]
 
 
 def packed_clipped_sum(
@@ -128,12 +117,8 @@ def _probes(model: LoraModel, trained: Adapters, packed: Packed) -> dict[str, Ar
     """Returns a zero for the output of every layer with trained leaves."""
     found = {}
     for layer in trained:
-        shapes = model.shapes[layer]
-        if "lora_b" in shapes:
-            found[layer] = jnp.zeros((*packed.owner.shape, shapes["lora_b"][1]), jnp.float32)
-        else:
-            classes = shapes["head_bias"]
-            found[layer] = jnp.zeros((*packed.first.shape, *classes), jnp.float32)
+        places = packed.owner if layer in model.adapted else packed.first
+        found[layer] = jnp.zeros((*places.shape, model.outputs[layer]), jnp.float32)
     return found
 
 
@@ -141,18 +126,12 @@ def _pairs(model, adapters, trained, given, slopes) -> dict[str, dict[str, Pair]
     pairs: dict[str, dict[str, Pair]] = {}
     for layer, names in trained.items():
         x, d = given[layer].astype(jnp.float32), slopes[layer].astype(jnp.float32)
-        mine = pairs[layer] = {}
-        if "lora_a" in names or "lora_b" in names:
-            scaled = model.adapted[layer].scaling * d
-        if "lora_b" in names:
-            mine["lora_b"] = Pair(jnp.matmul(x, adapters[layer]["lora_a"], precision=EXACT), scaled)
-        if "lora_a" in names:
-            mine["lora_a"] = Pair(
-                x, jnp.matmul(scaled, adapters[layer]["lora_b"].T, precision=EXACT)
-            )
-        if "head_kernel" in names:
-            mine["head_kernel"] = Pair(x, d)
-            mine["head_bias"] = Pair(jnp.ones((*d.shape[:-1], 1), jnp.float32), d)
+        if layer in model.adapted:
+            every = model.detour.pairs(adapters[layer], x, d, model.adapted[layer].scaling)
+        else:
+            ones = jnp.ones((*d.shape[:-1], 1), jnp.float32)
+            every = {"head_kernel": Pair(x, d), "head_bias": Pair(ones, d)}
+        pairs[layer] = {name: every[name] for name in names}
     return pairs
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from ffalora_jax.blocks import StackedBlocks
+from ffalora_jax.detours import LORA, Detour
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora_layers import AdapterLeaf, DropoutKey, LoraLinear, TrainableHead
 from ffalora_jax.targets import Adapted, Targets
@@ -24,10 +25,17 @@ class Operated(NamedTuple):
     shapes: dict[str, dict[str, tuple[int, ...]]]
     start: Adapters
     adapted: dict[str, Adapted]
+    outputs: dict[str, int]
+    """Width of what each layer gives."""
 
 
 def operate(
-    given: nnx.Module, wanted: Targets, head: str | None, dropout: float, scan_layers: bool
+    given: nnx.Module,
+    wanted: Targets,
+    head: str | None,
+    dropout: float,
+    scan_layers: bool,
+    detour: Detour = LORA,
 ) -> Operated:
     """Puts adapters into a copy of a model and splits it; see ``lora.inject`` for the arguments."""
     model: Any = nnx.merge(*nnx.split(given))
@@ -41,7 +49,7 @@ def operate(
     adapted = wanted.choose(dense, head)
     _refuse_shared(model, [*adapted, *([] if head is None else [head])])
     for path, found in adapted.items():
-        _replace(model, path, LoraLinear(dense[path], found, dropout))
+        _replace(model, path, LoraLinear(dense[path], found, dropout, detour))
     start = {} if head is None else {head: _take_head(model, dense, head)}
     shapes = {
         _dotted(path): {leaf: tuple(x.shape) for leaf, x in leaves.items()}
@@ -53,7 +61,8 @@ def operate(
         model.layers = StackedBlocks(_blocks_of(model))
     graph, leaves, _, rest = nnx.split(model, AdapterLeaf, DropoutKey, ...)
     places = {path: _sources(path, depth) for path, _ in _leaf_parents(nnx.to_pure_dict(leaves))}
-    return Operated(graph, nnx.to_pure_dict(rest), places, shapes, start, adapted)
+    outputs = {name: dense[name].out_features for name in shapes}
+    return Operated(graph, nnx.to_pure_dict(rest), places, shapes, start, adapted, outputs)
 
 
 def _take_head(model: nnx.Module, dense: dict[str, nnx.Linear], head: str) -> dict[str, Array]:

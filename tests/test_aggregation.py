@@ -61,8 +61,11 @@ def test_with_nobody_the_server_keeps_what_it_has(key):
 def test_a_method_says_rightly_whether_the_mean_of_products_is_the_product_of_means(key, name):
     method = registry.lookup("methods", name)()
     draws = [jax.random.normal(jax.random.fold_in(key, i), (2, 6, 3)) for i in range(4)]
-    a = draws[0] if "lora_a" in method.trained else jnp.stack([draws[0][0]] * 2)
-    b = draws[1] if "lora_b" in method.trained else jnp.stack([draws[1][0]] * 2)
-    products = np.mean([np.asarray(x) @ np.asarray(y).T for x, y in zip(a, b, strict=True)], axis=0)
-    exact = np.allclose(products, np.asarray(a.mean(0)) @ np.asarray(b.mean(0)).T, atol=1e-5)
-    assert exact == method.exact
+    for trained in method.parts:
+        a = draws[0] if "lora_a" in trained else jnp.stack([draws[0][0]] * 2)
+        b = draws[1] if "lora_b" in trained else jnp.stack([draws[1][0]] * 2)
+        products = np.mean(
+            [np.asarray(x) @ np.asarray(y).T for x, y in zip(a, b, strict=True)], axis=0
+        )
+        exact = np.allclose(products, np.asarray(a.mean(0)) @ np.asarray(b.mean(0)).T, atol=1e-5)
+        assert exact == method.exact

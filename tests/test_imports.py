@@ -41,6 +41,7 @@ ROOMS = (
     "adapters",
     "lora_init",
     "targets",
+    "detours",
     "lora_layers",
     "surgery",
     "lora",

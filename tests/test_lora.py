@@ -9,7 +9,7 @@ from flax import nnx
 from ffalora_jax import rng
 from ffalora_jax.blocks import run_blocks
 from ffalora_jax.errors import InputError
-from ffalora_jax.lora import init_factors, inject, lora_layers
+from ffalora_jax.lora import init_factors, inject
 from ffalora_jax.targets import parse_blocks
 
 INPUTS = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
@@ -64,7 +64,7 @@ def test_a_model_with_zero_b_is_unchanged(head, use_bias):
     original = Mine(use_bias=use_bias)
     model = injected(original, head=head)
     adapters = factors(model)
-    for name in lora_layers(model.shapes):
+    for name in model.adapted:
         adapters[name]["lora_b"] = jnp.zeros_like(adapters[name]["lora_b"])
     found = model.apply(model.backbone, adapters, INPUTS)
     np.testing.assert_allclose(found, original(INPUTS), atol=1e-6)
@@ -88,7 +88,7 @@ def test_scaling_is_alpha_over_rank_and_merged_weights_give_the_same_model(rank,
 def test_a_trained_head_replaces_the_head():
     model, expected = injected(), Mine()
     adapters = factors(model)
-    for name in lora_layers(model.shapes):
+    for name in model.adapted:
         adapters[name]["lora_b"] = jnp.zeros_like(adapters[name]["lora_b"])
     adapters["head"] = {"head_kernel": jnp.ones((8, 3)), "head_bias": jnp.arange(3.0)}
     expected.head.kernel[...], expected.head.bias[...] = jnp.ones((8, 3)), jnp.arange(3.0)
@@ -123,7 +123,7 @@ def test_targets_and_layers_choose_what_they_say(targets, layers, expected):
             injected(targets=targets, layers=layers)
     else:
         model = injected(targets=targets, layers=layers)
-        assert sorted(lora_layers(model.shapes)) == expected
+        assert sorted(model.adapted) == expected
         assert model.shapes.keys() - set(expected) == {"head"}
 
 

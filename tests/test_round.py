@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ffalora_jax import adapters as leaves
 from ffalora_jax import registry, rng
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, Cohort
@@ -13,6 +14,15 @@ from tests import reference
 from tests.helpers import NOISE_SEED, drawn_rows, keys, participants, prepared, run_rounds
 
 FEDERATED = [m for m in registry.available("methods") if not registry.lookup("methods", m)().pooled]
+
+
+def trained_in(method, round_index):
+    """The leaves that a round trains: all but where methods.md says otherwise."""
+    others = {"rolora": ({"lora_b"}, {"lora_a"})}.get(method)
+    head = {"head_kernel", "head_bias"}
+    if others is None:
+        return {"lora_a", "lora_b"} | head
+    return others[round_index % 2] | head
 
 
 def twin_rounds(run, count):
@@ -27,10 +37,13 @@ def twin_rounds(run, count):
     for round_index in range(count):
         cohort = _cohort(run, round_index)
         sizes = np.asarray(run.data.sizes, float)
+        trained = trained_in(run.experiment.method.name, round_index)
+        held = leaves.without(shared, trained)
+        frozen = run.frozen._replace(adapters=leaves.merge(run.frozen.adapters, held))
         shared, personal = reference.federated_round(
             run.model.apply,
-            run.frozen,
-            reference.nested(reference.flat(shared)),
+            frozen,
+            reference.nested(reference.flat(leaves.select(shared, trained))),
             personal,
             run.data,
             cohort,
@@ -43,7 +56,7 @@ def twin_rounds(run, count):
             expected=run.experiment.batch_size,
             learning_rate=run.experiment.optimizer.learning_rate,
         )
-        shared = reference.nested(shared)
+        shared = leaves.merge(held, reference.nested(shared))
     return reference.flat(shared), personal
 
 

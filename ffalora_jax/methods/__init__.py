@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array
 
 from ffalora_jax.adapters import merge
+from ffalora_jax.detours import LORA, Detour
 from ffalora_jax.types import Adapters
 
 
@@ -26,6 +27,8 @@ class Method(NamedTuple):
     not sent, and costs nothing."""
     phase_of: Callable[[Any], Any] | None = None
     """round index (0-based, traced or not) -> which phase; None: one after another."""
+    detour: Detour = LORA
+    """What stands beside each layer, with which leaves."""
     kept: frozenset[str] = frozenset()
     """LoRA leaves that nobody trains but ``read`` changes: they are sent to the clients."""
     personal: frozenset[str] = frozenset()

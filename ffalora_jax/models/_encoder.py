@@ -52,7 +52,7 @@ def encode(
     segments: Int[Array, "*batch token"],
     seen: Bool[Array, "*batch query token"],
     first: int | None = None,
-) -> Float[Array, "*batch token feature"]:
+) -> Float[Array, "*batch looking feature"]:
     """Returns the last hidden states; ``seen`` as in ``layers.attend``, ``first`` as in ``run_blocks``."""
     if model.segments.embedding.shape[0] == 1:  # RoBERTa's; tokenizers may call a second text 1
         segments = jnp.zeros_like(segments)

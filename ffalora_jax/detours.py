@@ -1,0 +1,70 @@
+"""What stands beside a frozen dense layer and is trained: LoRA's pair of factors, or another form.
+
+A detour adds to the layer's output, y = x W + b + detour(x). Its leaves are named, so a method can say which
+of them are trained, sent or frozen, and their gradients over an example's tokens are sums of outer products
+of what the layer was given and of the slope at its output (``probes``).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ffalora_jax.types import Leaves
+
+EXACT = jax.lax.Precision.HIGHEST
+
+
+class Pair(NamedTuple):
+    """A leaf's gradient as outer products: sum over tokens (or slots) of left^T right."""
+
+    left: Float[Array, "*token a"]
+    right: Float[Array, "*token b"]
+
+
+class Detour(NamedTuple):
+    """One form of it, as pure functions."""
+
+    shapes: Callable[[int, int, int], dict[str, tuple[int, ...]]]
+    """(inputs, outputs, rank) -> shapes by leaf."""
+    apply: Callable[[Leaves, Array, float], Array]
+    """(leaves, x (..., in), scaling) -> what is added (..., out)."""
+    pairs: Callable[[Leaves, Array, Array, float], dict[str, Pair]]
+    """(leaves, x, slope at the output, scaling) -> every leaf's gradient, as a matrix in the leaf's order of
+    numbers; leaves that no method trains may be left out."""
+
+
+def _lora_shapes(inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
+    return {"lora_a": (inputs, rank), "lora_b": (rank, outputs)}
+
+
+def lora_apply(leaves: Leaves, x: Array, scaling: float) -> Array:
+    """Scaling * (x A) B (Hu et al. 2021, arXiv:2106.09685)."""
+    return scaling * ((x @ leaves["lora_a"]) @ leaves["lora_b"])
+
+
+def lora_pairs(leaves: Leaves, x: Array, slope: Array, scaling: float) -> dict[str, Pair]:
+    """DB = scaling sum_t (x_t A)^T d_t,  dA = scaling sum_t x_t^T (d_t B^T)."""
+    scaled = scaling * slope
+    return {
+        "lora_a": Pair(x, jnp.matmul(scaled, leaves["lora_b"].T, precision=EXACT)),
+        "lora_b": Pair(jnp.matmul(x, leaves["lora_a"], precision=EXACT), scaled),
+    }
+
+
+LORA = Detour(_lora_shapes, lora_apply, lora_pairs)
+
+
+def _with_residual(inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
+    return _lora_shapes(inputs, outputs, rank) | {"residual": (inputs, outputs)}
+
+
+def _residual_apply(leaves: Leaves, x: Array, scaling: float) -> Array:
+    return x @ leaves["residual"] + lora_apply(leaves, x, scaling)
+
+
+LORA_AND_RESIDUAL = Detour(_with_residual, _residual_apply, lora_pairs)
+"""LoRA on a base that the server changes: y = x (W + residual) + scaling * (x A) B. The residual is a leaf
+of its own and not in W, so that W stays one argument of all rounds; it costs them one more product."""
