@@ -65,7 +65,7 @@ def test_only_the_examples_of_the_cohort_are_moved(many):
         assert np.array_equal(ids, run.data.inputs["input_ids"][whole[:size]])
 
 
-@pytest.mark.parametrize("cohort", ["fixed", "poisson"])
+@pytest.mark.parametrize("cohort", ["poisson", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_dealt_from_the_host_unequal_clients_give_the_same_bits(tmp_path, cohort):
     changes = {
         "rounds": 3,

@@ -77,6 +77,7 @@ def test_a_lost_process_stops_the_others_in_plain_words_and_any_number_goes_on(t
     assert resumed.folder.read_json("environment.json")["processes"] == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_of_them_and_saves(tmp_path):
     first = subprocess.Popen(
         run_of(tiny(rounds=4000), tmp_path, "--processes", "2"), stderr=subprocess.PIPE, text=True

@@ -34,7 +34,7 @@ class StopAfter:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("rounds", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_stopped_by_ctrl_c_and_resumed_ends_in_the_same_bits(whole, tmp_path, rounds):
     with pytest.raises(loop.Interrupted, match="ffalora resume"):
         ffa.simulate(tiny(), out=tmp_path / "cut", observe=StopAfter(rounds))

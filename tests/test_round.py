@@ -13,7 +13,18 @@ from ffalora_jax.round import RoundState
 from tests import reference
 from tests.helpers import NOISE_SEED, drawn_rows, keys, participants, prepared, run_rounds
 
+slow = pytest.mark.slow
 FEDERATED = [m for m in registry.available("methods") if not registry.lookup("methods", m)().pooled]
+
+
+PAIRS = [
+    pytest.param(
+        method, mechanism, marks=() if method == "ffa_lora" or mechanism != "none" else slow
+    )
+    for method in FEDERATED
+    for mechanism in registry.available("mechanisms")
+]
+"""Every method under privacy, and one without, in the fast suite."""
 
 
 def trained_in(method, round_index):
@@ -81,8 +92,7 @@ def assert_close(state, twin, atol=1e-6):
             np.testing.assert_allclose(leaf[client], mine[where], atol=atol, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mechanism", registry.available("mechanisms"))
-@pytest.mark.parametrize("method", FEDERATED)
+@pytest.mark.parametrize(("method", "mechanism"), PAIRS)
 def test_compiled_round_equals_python_loops_with_clipping_active(method, mechanism):
     run = prepared(method=method, mechanism=mechanism)
     state, infos = run_rounds(run, 2)
@@ -99,8 +109,15 @@ def test_head_policies_equal_python_loops(head):
     assert bool(jax.tree.leaves(state.personal)) == (head == "personal")
 
 
-@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("sampling", "weighted"),
+    [
+        ("fixed", False),
+        ("poisson", True),
+        pytest.param("fixed", True, marks=slow),
+        pytest.param("poisson", False, marks=slow),
+    ],
+)
 def test_partial_cohorts_equal_python_loops(sampling, weighted):
     run = prepared(cohort_size=2, sampling=sampling, weighted=weighted)
     state, infos = run_rounds(run, 3)
@@ -119,7 +136,9 @@ def test_personal_leaves_of_absent_clients_stay_as_they_were():
         assert (np.asarray(before)[~absent] != np.asarray(after)[~absent]).any()
 
 
-@pytest.mark.parametrize("chunk", ["2", "3", "4"])
+@pytest.mark.parametrize(
+    "chunk", ["3", pytest.param("2", marks=slow), pytest.param("4", marks=slow)]
+)
 def test_chunk_does_not_change_the_numbers_over_ten_rounds(chunk):
     one, _ = run_rounds(prepared(chunk="1"), 10)
     other, _ = run_rounds(prepared(chunk=chunk), 10)
@@ -127,7 +146,14 @@ def test_chunk_does_not_change_the_numbers_over_ten_rounds(chunk):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("blocks", [Blocks(3, (8, 16)), Blocks(1, (16,)), Blocks(10_000, (16,))])
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        Blocks(3, (8, 16)),
+        pytest.param(Blocks(1, (16,)), marks=slow),
+        pytest.param(Blocks(10_000, (16,)), marks=slow),
+    ],
+)
 def test_blocks_and_widths_do_not_change_the_numbers(blocks):
     run = prepared()
     assert run.packing is not None
