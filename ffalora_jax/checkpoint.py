@@ -113,7 +113,13 @@ class Checkpoints:
             )
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         tree = self._manager.restore(ledger.rounds_done, args=arguments)["state"]
-        return RoundState(tree["adapters"], tree["personal"], tree["round_index"])
+        server = [tree["server"][name] for name in _numbered(like.server)]
+        return RoundState(
+            tree["adapters"],
+            tree["personal"],
+            tree["round_index"],
+            jax.tree.unflatten(jax.tree.structure(like.server), server),
+        )
 
     def _shapes(self, step: int) -> dict[str, Any] | None:
         """Returns shape and dtype of every saved leaf, from the checkpoint's metadata alone."""
@@ -134,7 +140,13 @@ def _as_tree(state: RoundState) -> dict[str, Any]:
         "adapters": state.adapters,
         "personal": state.personal,
         "round_index": state.round_index,
+        "server": _numbered(state.server),
     }
+
+
+def _numbered(tree: Tree) -> dict[str, Any]:
+    """Returns the leaves of an optimiser's state, whose own structure orbax does not keep, by number."""
+    return {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

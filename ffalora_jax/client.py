@@ -63,6 +63,7 @@ def make_local_update(
     capacity: int,
     blocks: Blocks,
     packing: Packing | None = None,
+    proximal: float = 0.0,
 ) -> Callable:
     """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, ClientFacts)``.
 
@@ -94,6 +95,10 @@ def make_local_update(
                 )
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
             gradient = mechanism.private_grad(key, total, me.noise_multiplier)
+            if proximal:  # of private numbers alone (Li et al. 2020, arXiv:1812.06127, equation 2)
+                gradient = jax.tree.map(
+                    lambda g, w, w0: g + proximal * (w - w0), gradient, trained, me.start
+                )
             change, optimizer_state = optimizer.update(gradient, optimizer_state, trained)
             return (optax.apply_updates(trained, change), optimizer_state), facts
 
@@ -118,7 +123,9 @@ def make_local_update(
     return local_update
 
 
-def make_optimizer(name: str, learning_rate: float, options: dict[str, float]):
+def make_optimizer(
+    name: str, learning_rate: float, options: dict[str, float], whose: str = "local"
+) -> optax.GradientTransformation:
     """Returns the optax optimiser of that name.
 
     Raises:
@@ -138,7 +145,7 @@ def make_optimizer(name: str, learning_rate: float, options: dict[str, float]):
         jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), sample)
     except Exception as error:
         raise InputError(
-            f"Cannot use optax.{name}(learning_rate={learning_rate}, **{options}) as a local "
+            f"Cannot use optax.{name}(learning_rate={learning_rate}, **{options}) as a {whose} "
             f"optimiser ({str(error).splitlines()[0]}): it must take a learning rate and update from "
             "gradients alone, like sgd or adam."
         ) from None

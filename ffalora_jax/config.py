@@ -12,7 +12,13 @@ from typing import Annotated
 from typing_extensions import Doc
 
 from ffalora_jax.config_data import DataConfig, PartitionConfig
-from ffalora_jax.config_training import MethodConfig, ModelConfig, OptimizerConfig, PrivacyConfig
+from ffalora_jax.config_training import (
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrivacyConfig,
+    ServerConfig,
+)
 from ffalora_jax.errors import InputError, between, nearest, one_of, positive
 
 COHORT_SAMPLINGS = ("fixed", "poisson")
@@ -80,6 +86,7 @@ class Experiment:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self):

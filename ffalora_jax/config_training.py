@@ -105,8 +105,41 @@ class OptimizerConfig:
         dict[str, float], Doc("further arguments of the optimiser, e.g. momentum = 0.9")
     ] = field(default_factory=dict)
 
+    proximal: Annotated[
+        float,
+        Doc(
+            "pull towards the round's start: learning_rate * proximal of the way a step (FedProx's mu)"
+        ),
+    ] = 0.0
+
     def __post_init__(self):
         positive(**{"optimizer.learning_rate": self.learning_rate})
+        between(0, 1e6, **{"optimizer.proximal": self.proximal})
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The server's optimiser on the mean update, as its gradient; its state lives as long as the run."""
+
+    optimizer: Annotated[
+        str,
+        Doc(
+            "average (the mean update as it is), or any optax optimiser: sgd with options momentum = 0.9 "
+            "(FedAvgM), adam (FedAdam), yogi (FedYogi), adagrad, ..."
+        ),
+    ] = "average"
+    learning_rate: Annotated[float, Doc("the server's step size (not for average)")] = 1.0
+    options: Annotated[
+        dict[str, float], Doc("further arguments of the optimiser, e.g. momentum = 0.9")
+    ] = field(default_factory=dict)
+
+    def __post_init__(self):
+        positive(**{"server.learning_rate": self.learning_rate})
+        if self.optimizer == "average" and (self.learning_rate != 1.0 or self.options):
+            raise InputError(
+                "server.optimizer = 'average' takes the mean update as it is, expected no server."
+                "learning_rate and no options beside it: set server.optimizer = 'sgd'."
+            )
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,18 @@ class Detour(NamedTuple):
     """(inputs, outputs, rank) -> shapes by leaf."""
     apply: Callable[[Leaves, Array, float], Array]
     """(leaves, x (..., in), scaling) -> what is added (..., out)."""
-    pairs: Callable[[Leaves, Array, Array, float], dict[str, Pair]]
-    """(leaves, x, slope at the output, scaling) -> every leaf's gradient, as a matrix in the leaf's order of
-    numbers; leaves that no method trains may be left out."""
+    pairs: Callable[[Leaves, Array, Array, float], dict[str, tuple[Pair, ...]]]
+    """(leaves, x, slope at the output, scaling) -> every trained leaf's gradient: matrices that, one after
+    another, hold the leaf's numbers in their order."""
 
 
-def _lora_shapes(inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
+def product(x: Array, y: Array) -> Array:
+    """X y, in full precision: norms are made of it."""
+    return jnp.matmul(x, y, precision=EXACT)
+
+
+def lora_shapes(inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of A and B."""
     return {"lora_a": (inputs, rank), "lora_b": (rank, outputs)}
 
 
@@ -45,26 +51,31 @@ def lora_apply(leaves: Leaves, x: Array, scaling: float) -> Array:
     return scaling * ((x @ leaves["lora_a"]) @ leaves["lora_b"])
 
 
-def lora_pairs(leaves: Leaves, x: Array, slope: Array, scaling: float) -> dict[str, Pair]:
+def ones_beside(x: Array) -> Array:
+    """Returns a column of ones for x's tokens: the left side of what is a sum over tokens and no product."""
+    return jnp.ones((*x.shape[:-1], 1), jnp.float32)
+
+
+def lora_pairs(leaves: Leaves, x: Array, slope: Array, scaling: float) -> dict[str, tuple[Pair]]:
     """DB = scaling sum_t (x_t A)^T d_t,  dA = scaling sum_t x_t^T (d_t B^T)."""
     scaled = scaling * slope
     return {
-        "lora_a": Pair(x, jnp.matmul(scaled, leaves["lora_b"].T, precision=EXACT)),
-        "lora_b": Pair(jnp.matmul(x, leaves["lora_a"], precision=EXACT), scaled),
+        "lora_a": (Pair(x, product(scaled, leaves["lora_b"].T)),),
+        "lora_b": (Pair(product(x, leaves["lora_a"]), scaled),),
     }
 
 
-LORA = Detour(_lora_shapes, lora_apply, lora_pairs)
+LORA = Detour(lora_shapes, lora_apply, lora_pairs)
 
 
 def _with_residual(inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
-    return _lora_shapes(inputs, outputs, rank) | {"residual": (inputs, outputs)}
+    return lora_shapes(inputs, outputs, rank) | {"residual": (inputs, outputs)}
 
 
 def _residual_apply(leaves: Leaves, x: Array, scaling: float) -> Array:
-    return x @ leaves["residual"] + lora_apply(leaves, x, scaling)
+    return scaling * (x @ leaves["residual"] + (x @ leaves["lora_a"]) @ leaves["lora_b"])
 
 
 LORA_AND_RESIDUAL = Detour(_with_residual, _residual_apply, lora_pairs)
-"""LoRA on a base that the server changes: y = x (W + residual) + scaling * (x A) B. The residual is a leaf
+"""LoRA on a base that the server changes: y = x W + scaling * x (residual + A B). The residual is a leaf
 of its own and not in W, so that W stays one argument of all rounds; it costs them one more product."""

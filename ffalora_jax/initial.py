@@ -3,8 +3,11 @@
 Comes after ``lora`` and ``methods``, which say what leaves there are, and before ``prepare``.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, rng
@@ -39,7 +42,8 @@ def initial_state(
             "--model.head trained, or take another method."
         )
     drawn = [lora.init_factors(model, draw_factor, root, factor) for factor in method.drawn]
-    everything = leaves.merge(everything, *drawn, model.head, begin or {})
+    special = {} if method.begin is None else _begin(model, method, root)
+    everything = leaves.merge(everything, *drawn, special, model.head, begin or {})
     held = method.trained | method.kept | (set(HEAD_LEAVES) if model.head else set())
     stays = experiment.model.head == "personal" or method.shares_nothing
     personal = method.personal | (set(HEAD_LEAVES) if model.head and stays else set())
@@ -50,3 +54,26 @@ def initial_state(
         round_index=jnp.int32(0),
     )
     return frozen, state
+
+
+def _begin(model: LoraModel, method: Method, root: Array) -> Adapters:
+    """Returns the leaves of which the method says itself how they start."""
+    assert method.begin is not None
+    if "block" in model.backbone.get("layers", {}):
+        raise InputError(
+            "This method looks at each layer's weights, and model.scan_layers stacks them: set it to false."
+        )
+    return {
+        layer: method.begin(lora.kernel_of(model.backbone, layer), model.shapes[layer], root, index)
+        for index, layer in enumerate(sorted(model.adapted))
+    }
+
+
+def redraw(model: LoraModel, method: Method, draw_factor) -> Callable[[Array, Array], Adapters]:
+    """Returns (public root key, round index) -> the factors that are drawn anew before that round."""
+
+    def fresh(root, round_index):
+        given = root, "lora_a", round_index
+        return lora.init_factors(model, draw_factor, *given) if method.redrawn else {}
+
+    return fresh

@@ -162,19 +162,32 @@ def _going_on(module: Any, begin: int, hidden: Array | None) -> Any:
     return module
 
 
-def init_factors(model: LoraModel, draw: Callable, key: Array, factor: str) -> Adapters:
+def kernel_of(backbone: Tree, layer: str) -> Float[Array, "in out"]:
+    """Returns the frozen weights of an adapted layer."""
+    for part in layer.split("."):
+        backbone = backbone[int(part) if part.isdigit() else part]
+    return backbone["base"]["kernel"]
+
+
+def init_factors(
+    model: LoraModel, draw: Callable, key: Array, factor: str, round_index: Any = None
+) -> Adapters:
     """Draws ``factor`` (``lora_a`` or ``lora_b``) for every layer, each from a key of its own.
 
-    B is drawn as the mirror image of A: its transpose meets the layer's outputs as A meets its inputs.
+    B is drawn as the mirror image of A: its transpose meets the layer's outputs as A meets its inputs. With
+    ``round_index`` it is A's draw before that round.
     """
     purpose = {"lora_a": rng.Purpose.LORA_INIT, "lora_b": rng.Purpose.LORA_INIT_B}[factor]
+    before = ()
+    if round_index is not None:
+        purpose, before = rng.Purpose.LORA_REDRAW, (round_index,)
     drawn: Adapters = {}
     for index, name in enumerate(sorted(model.adapted)):
         features = {
             "lora_a": model.shapes[name]["lora_a"][0],
             "lora_b": model.shapes[name]["lora_b"][1],
         }
-        layer_key = rng.stream(key, purpose, index)
+        layer_key = rng.stream(key, purpose, *before, index)
         value = draw(layer_key, features[factor], model.adapted[name].rank)
         drawn[name] = {factor: value if factor == "lora_a" else value.T}
     return drawn

@@ -62,6 +62,9 @@ def why_not(loaded: Loaded, model: LoraModel, adapters: Adapters) -> str:
         return (
             f"PEFT has no adapter for the layers {', '.join(strange)} beside a head that is saved"
         )
+    others = {x for n in model.adapted for x in adapters.get(n, {})} - {"lora_a", "lora_b"}
+    if others:
+        return f"PEFT's LoRA has no form for the method's leaves {', '.join(sorted(others))}"
     lacking = [n for n in model.adapted if {"lora_a", "lora_b"} - adapters.get(n, {}).keys()]
     return AT_CLIENTS if lacking else ""
 

@@ -24,7 +24,7 @@ from ffalora_jax.cohort import ClientData, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
-from ffalora_jax.initial import initial_state
+from ffalora_jax.initial import initial_state, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
@@ -35,6 +35,7 @@ from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import Packing, packing_for
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
+from ffalora_jax.server import Server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
 
@@ -74,6 +75,7 @@ class Prepared(NamedTuple):
     prefix_note: str
     """What is kept of the blocks below the lowest adapter, or why nothing is."""
     optimizer: optax.GradientTransformation
+    server: Server
 
     @property
     def train_names(self) -> tuple[str, ...]:
@@ -91,8 +93,9 @@ class Prepared(NamedTuple):
             self.plan.capacity,
             self.blocks,
             self.packing,
+            self.experiment.optimizer.proximal,
         )
-        return make_round(local_update, self.method, self.settings, self.mesh)
+        return make_round(local_update, self.server, self.settings, self.mesh)
 
     def rounds(self):
         """Returns the jitted function of several rounds."""
@@ -131,6 +134,8 @@ def prepare(
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
     begin = {} if loaded.start is None else loaded.start.adapters
+    server = Server(method, _server_optimizer(experiment), redraw(injected, method, draw_factor))
+    server.check(experiment.method.name)
     frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows), begin)
     whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
     numbers = ClientNumbers(
@@ -170,6 +175,7 @@ def prepare(
         state,
         adapters=replicated(mesh, state.adapters),
         round_index=replicated(mesh, state.round_index),
+        server=replicated(mesh, server.begin(state.adapters)),
     )
     if settings.by_slot:
         personal = jax.tree.map(np.array, state.personal)
@@ -199,7 +205,15 @@ def prepare(
         mesh,
         prefix_note,
         optimizer,
+        server,
     )
+
+
+def _server_optimizer(experiment: Experiment) -> optax.GradientTransformation | None:
+    options = experiment.server
+    if options.optimizer == "average":
+        return None
+    return make_optimizer(options.optimizer, options.learning_rate, options.options, "server's")
 
 
 def _client_bytes(

@@ -10,6 +10,7 @@ arXiv:1510.01799), and the clipped sum is one product, sum_t c(t) l_t^T r_t. So 
 in a row, and nothing is ever stored once an example but its norm.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float
 from ffalora_jax import adapters as leaves
 from ffalora_jax.clipping import ClipFacts, facts_of
 from ffalora_jax.cohort import Batch, ClientData, longest_first
-from ffalora_jax.detours import EXACT, Pair
+from ffalora_jax.detours import EXACT, Pair, ones_beside
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.packing import Packed, gather, pack
 from ffalora_jax.tasks import Task
@@ -96,8 +97,8 @@ def packed_clipped_sum(
         scale = jnp.where(kept, jnp.minimum(1.0, clip_norm / jnp.where(norms > 0, norms, 1.0)), 0.0)
         total = {
             layer: {
-                name: _weighted(pair, scale, packed).reshape(trained[layer][name].shape)
-                for name, pair in found.items()
+                name: _weighted(several, scale, packed).reshape(trained[layer][name].shape)
+                for name, several in found.items()
             }
             for layer, found in pairs.items()
         }
@@ -122,26 +123,27 @@ def _probes(model: LoraModel, trained: Adapters, packed: Packed) -> dict[str, Ar
     return found
 
 
-def _pairs(model, adapters, trained, given, slopes) -> dict[str, dict[str, Pair]]:
-    pairs: dict[str, dict[str, Pair]] = {}
+def _pairs(model, adapters, trained, given, slopes) -> dict[str, dict[str, tuple[Pair, ...]]]:
+    pairs: dict[str, dict[str, tuple[Pair, ...]]] = {}
     for layer, names in trained.items():
         x, d = given[layer].astype(jnp.float32), slopes[layer].astype(jnp.float32)
         if layer in model.adapted:
             every = model.detour.pairs(adapters[layer], x, d, model.adapted[layer].scaling)
         else:
-            ones = jnp.ones((*d.shape[:-1], 1), jnp.float32)
-            every = {"head_kernel": Pair(x, d), "head_bias": Pair(ones, d)}
+            every = {"head_kernel": (Pair(x, d),), "head_bias": (Pair(ones_beside(d), d),)}
         pairs[layer] = {name: every[name] for name in names}
     return pairs
 
 
-def _squared_norms(pairs: dict[str, dict[str, Pair]], packed: Packed) -> Float[Array, " slot"]:
+def _squared_norms(
+    pairs: dict[str, dict[str, tuple[Pair, ...]]], packed: Packed
+) -> Float[Array, " slot"]:
     """Returns every example's squared gradient norm over all leaves."""
     by_slot = jnp.zeros(packed.first.shape, jnp.float32)
     products = jnp.zeros(packed.seen.shape, jnp.float32)
     alone = jnp.zeros(packed.owner.shape, jnp.float32)
     for found in pairs.values():
-        for left, right in found.values():
+        for left, right in itertools.chain.from_iterable(found.values()):
             if left.ndim == 2:
                 by_slot += jnp.sum(left**2, axis=-1) * jnp.sum(right**2, axis=-1)
             else:
@@ -155,8 +157,14 @@ def _products(x: Float[Array, "row token feature"]) -> Float[Array, "row token t
     return jnp.einsum("rtf,ruf->rtu", x, x, precision=EXACT)
 
 
-def _weighted(pair: Pair, scale: Float[Array, " slot"], packed: Packed) -> Array:
-    """Returns sum_t scale(t) left_t^T right_t; what weighs nothing is left out, whatever it holds."""
+def _weighted(
+    pairs: tuple[Pair, ...], scale: Float[Array, " slot"], packed: Packed
+) -> Float[Array, "pair a b"]:
+    """Returns sum_t scale(t) left_t^T right_t of each; what weighs nothing is left out, whatever it holds."""
+    return jnp.stack([_weighted_one(pair, scale, packed) for pair in pairs])
+
+
+def _weighted_one(pair: Pair, scale: Float[Array, " slot"], packed: Packed) -> Float[Array, "a b"]:
     left, right = pair
     weight = scale
     if left.ndim == 3:

@@ -30,6 +30,9 @@ class Purpose(enum.IntEnum):
     POOLER = 10
     HELD_OUT = 11
     LORA_INIT_B = 12  # indices: layer
+    LORA_REDRAW = 13  # indices: round, layer; of A before a round
+    SHARED_PAIR = 14  # indices: factor
+    FRAME = 15  # indices: layer, factor
     BATCH = 20  # indices: round, client, step
     NOISE = 21  # indices: round, client, step, leaf
     DROPOUT = 22  # indices: round, client, step, example, layer

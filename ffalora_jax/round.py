@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
-from ffalora_jax.aggregation import mean_upload, weighted_sum
+from ffalora_jax.aggregation import weighted_sum
 from ffalora_jax.client import ClientFacts, Frozen, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, cohort_capacity, draw_cohort
 from ffalora_jax.mesh import kept_dealt, kept_whole, num_shards, over_devices
-from ffalora_jax.methods import Method
-from ffalora_jax.types import HEAD_LEAVES, Adapters, Leaf, Tree
+from ffalora_jax.server import Server
+from ffalora_jax.types import Adapters, Leaf, Tree
 
 
 @struct.dataclass
@@ -35,6 +35,8 @@ class RoundState:
     """Leaves that stay at their client, with a leading axis of all clients (or of the slots, as the data)."""
     round_index: Leaf
     """0-based, int32 scalar."""
+    server: Tree = ()
+    """State of the server's optimiser, phase by phase."""
 
 
 class Keys(NamedTuple):
@@ -85,7 +87,7 @@ class RoundSettings(NamedTuple):
 
 
 def make_round(
-    local_update: Callable, method: Method, settings: RoundSettings, mesh: Mesh | None = None
+    local_update: Callable, server: Server, settings: RoundSettings, mesh: Mesh | None = None
 ) -> Callable:
     """Builds the pure function of one round.
 
@@ -96,7 +98,11 @@ def make_round(
     A method of several phases is as many programs in one, of which a round runs that of its phase: what is
     not trained in it is frozen, out of the clipped vector, and not sent.
     """
-    phases = [_make_phase(local_update, method, part, settings, mesh) for part in method.parts]
+    method = server.method
+    phases = [
+        _make_phase(local_update, server, phase, settings, mesh)
+        for phase in range(len(method.parts))
+    ]
     if len(phases) == 1:
         return phases[0]
 
@@ -109,28 +115,25 @@ def make_round(
 
 
 def _make_phase(
-    local_update: Callable,
-    method: Method,
-    trained: frozenset[str],
-    settings: RoundSettings,
-    mesh: Mesh | None,
+    local_update: Callable, server: Server, phase: int, settings: RoundSettings, mesh: Mesh | None
 ) -> Callable:
     """Does ``make_round`` for rounds in which the same leaves are trained."""
-    shards, by_slot = num_shards(mesh), settings.by_slot
+    method, by_slot = server.method, settings.by_slot
+    shards = num_shards(mesh)
 
     def on_one_device(shared, apart):
-        secret, round_index, frozen, server, data = shared
+        secret, round_index, frozen, active, data = shared
         participants, personal, is_real, weights, batches, here = apart
         data = here if by_slot else data
         count = is_real.shape[0]
         clients, limit, noise = participants
         places = jnp.arange(count) if by_slot else clients
-        start = leaves.merge(leaves.stack(server, count), personal)
+        start = leaves.merge(leaves.stack(active, count), personal)
         everyone = Participant(clients, places, start, limit, noise, batches)
         given = secret, round_index, frozen, data
         ends, facts = over_clients(local_update, given, everyone, settings.chunk)
-        sent = leaves.select(ends, leaves.names(server))
-        uploads = jax.vmap(method.upload, in_axes=(None, 0), axis_size=count)(server, sent)
+        sent = leaves.select(ends, leaves.names(active))
+        uploads = jax.vmap(method.upload, in_axes=(None, 0), axis_size=count)(active, sent)
         mine = leaves.select(ends, leaves.names(personal))
         return (mine, uploads), facts, weighted_sum(uploads, is_real, weights)
 
@@ -152,26 +155,30 @@ def _make_phase(
         def of_slots(tree):
             return tree if by_slot else jax.tree.map(lambda leaf: leaf[clients], tree)
 
-        server = leaves.select(state.adapters, trained | set(HEAD_LEAVES))
-        held = leaves.without(state.adapters, leaves.names(server))
+        active = server.active(state.adapters, phase)
+        held = leaves.without(state.adapters, leaves.names(active))
         frozen = frozen._replace(adapters=leaves.merge(frozen.adapters, held))
         personal = of_slots(state.personal)
         limit, noise = of_slots(numbers)
         participants = clients, jnp.where(is_real, limit, jnp.uint32(0)), noise
         weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
-        shared = keys.secret, state.round_index, frozen, server, None if by_slot else data
+        shared = keys.secret, state.round_index, frozen, active, None if by_slot else data
         apart = participants, personal, is_real, weights, batches, data if by_slot else None
         (ends, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
-        nothing = method.upload(server, server)
-        mean = mean_upload(sums, fallback=nothing)
-        there = _of_those_there(uploads, nothing, weights, filled)
-        after = method.read(state.adapters, mean, *there)
+        after, memory = server.step(
+            phase,
+            state.adapters,
+            state.server,
+            sums,
+            lambda nothing: _of_those_there(uploads, nothing, weights, filled),
+        )
         change = jax.tree.map(jnp.subtract, after, state.adapters)
         info = RoundInfo(
             clients, is_real, optax.tree.norm(change) if change else jnp.float32(0), facts
         )
+        after = leaves.merge(after, server.redraw(keys.public, state.round_index + 1))
         kept = _keep(state.personal, ends, filled, by_slot)
-        return RoundState(after, kept, state.round_index + 1), info
+        return RoundState(after, kept, state.round_index + 1, memory), info
 
     return round_step
 
@@ -239,6 +246,7 @@ def make_rounds(
             kept_whole(mesh, after.adapters),
             keep(mesh, after.personal),
             kept_whole(mesh, after.round_index),
+            kept_whole(mesh, after.server),
         )
         return here, kept_whole(mesh, infos)
 

@@ -217,7 +217,12 @@ def message_bytes(run: Prepared, round_index: int = 0) -> tuple[int, int]:
     here = select(run.state.adapters, parts[int(phase_at(round_index))] | set(HEAD_LEAVES))
     before = parts[int(phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | run.method.kept
     up = nbytes(jax.eval_shape(run.method.upload, here, here))
-    return up, nbytes(select(run.state.adapters, before))
+    known = {"residual", *run.method.redrawn, *(("lora_b",) if run.method.redrawn else ())}
+    down = nbytes(select(run.state.adapters, before - known))
+    # A residual comes as it is, or as the factors that it was made of.
+    residual = nbytes(select(run.state.adapters, {"residual"}))
+    factors = nbytes(select(run.state.adapters, {"lora_a", "lora_b"}))
+    return up, down + min(residual, run.settings.slots(1) * factors)
 
 
 def _release_note(unit: str | None, given_noise_seed: bool) -> str:

@@ -104,9 +104,12 @@ def local_update(
 
 
 def federated_round(
-    apply, frozen, shared, personal, data, cohort, batches, *, weights=None, **settings
+    apply, frozen, shared, personal, data, cohort, batches, *, server, weights=None, **settings
 ):
-    """One round over a cohort. Returns (shared leaves, personal leaves by client)."""
+    """One round over a cohort. Returns (shared leaves, personal leaves by client).
+
+    ``server(uploads, shares) -> shared leaves`` is the method's rule (``server_rules``).
+    """
     uploads, personal = [], dict(personal)
     multipliers = settings.pop("noise_multipliers")
     for place, client in enumerate(cohort):
@@ -125,13 +128,9 @@ def federated_round(
             personal[client] = {where: end[where] for where in personal[client]}
         uploads.append({where: end[where] for where in flat(shared)})
     if not uploads:
-        return flat(shared), personal
+        return server([flat(shared)], np.ones(1)), personal
     shares = (
         np.ones(len(cohort)) if weights is None else np.array([weights[c] for c in cohort], float)
     )
     shares = shares / shares.sum()
-    mean = {
-        where: sum(p * one[where] for p, one in zip(shares, uploads, strict=True))
-        for where in flat(shared)
-    }
-    return mean, personal
+    return server(uploads, shares), personal

@@ -61,6 +61,7 @@ ROOMS = (
     "flops",
     "chunking",
     "aggregation",
+    "server",
     "mesh",
     "round",
     "deal",

@@ -30,6 +30,7 @@ from ffalora_jax.prepare import CPU_BLOCK
 from ffalora_jax.pretrained import load_pretrained
 from ffalora_jax.probes import packing_for
 from ffalora_jax.round import ClientNumbers, Keys, RoundSettings, RoundState, make_round
+from ffalora_jax.server import Server
 from ffalora_jax.tasks import classification
 
 NAMES = {
@@ -135,7 +136,7 @@ def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: boo
     )
     keys = Keys(rng.public_root(seed), rng.secret_root(seed))
     return Work(
-        make_round(update, method, settings),
+        make_round(update, Server(method), settings),
         (keys, state, frozen, data, numbers),
         batches,
         lambda adapters: _flat(workload, inputs, adapters),

@@ -119,6 +119,7 @@ def llama_round(config, clients, examples, tokens, scan_layers=False, remat=Fals
     from ffalora_jax.cohort import client_data
     from ffalora_jax.initial import initial_state
     from ffalora_jax.round import ClientNumbers, Keys, RoundSettings, make_round, make_rounds
+    from ffalora_jax.server import Server
     from ffalora_jax.tasks import task_of
 
     family = registry.lookup("models", "llama")()
@@ -144,7 +145,7 @@ def llama_round(config, clients, examples, tokens, scan_layers=False, remat=Fals
     numbers = ClientNumbers(always, jnp.ones(clients))
     keys = Keys(rng.public_root(0), rng.secret_root(0))
     arguments = (keys, state, frozen, data, numbers, jnp.int32(1))
-    return make_rounds(make_round(update, method, settings), settings), arguments
+    return make_rounds(make_round(update, Server(method), settings), settings), arguments
 
 
 def _filled(leaf):

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from ffalora_jax.adapters import merge
 from ffalora_jax.detours import LORA, Detour
-from ffalora_jax.types import Adapters
+from ffalora_jax.types import Adapters, Leaves
 
 
 class Method(NamedTuple):
@@ -40,8 +40,15 @@ class Method(NamedTuple):
     )
     """(all the server's leaves, mean upload, stacked uploads, weights) -> the server's next leaves. An empty
     slot of the cohort has weight 0 and holds the server's own leaves."""
+    reads_uploads: bool = False
+    """Whether ``read`` needs each client's upload and not the mean alone."""
+    begin: Callable[[Array, dict[str, tuple[int, ...]], Array, int], Leaves] | None = None
+    """(a layer's W, its leaves' shapes, public root key, its number) -> leaves that start otherwise than at
+    zero or as ``drawn``. It sees weights and the public seed only, so it is free under DP."""
+    redrawn: tuple[str, ...] = ()
+    """Factors that are drawn anew, from the public seed, before every round."""
     exact: bool = False
-    """Whether the average of the factors is the average of the products."""
+    """Whether the server's model after a round is the mean of the clients' models."""
     shares_nothing: bool = False
     """Baseline: each client alone, its head included."""
     pooled: bool = False

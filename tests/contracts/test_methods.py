@@ -70,7 +70,8 @@ def test_leaves_are_sent_kept_or_frozen_and_never_two_of_these(name):
         for tree in (run.state.adapters, run.state.personal, run.frozen.adapters)
     ]
     assert sum(map(len, parts)) == len(set().union(*parts))
-    assert {leaf for _, leaf in parts[2]} == {"lora_a", "lora_b"} - method.trained
+    every = {leaf for found in run.model.adapted for leaf in run.model.shapes[found]}
+    assert {leaf for _, leaf in parts[2]} == every - method.trained - method.kept
     everything = {(layer, leaf) for layer, found in run.model.shapes.items() for leaf in found}
     assert set().union(*parts) == everything
 

@@ -1,0 +1,82 @@
+"""The server's side of a round: what it makes of the mean, by the method's rule and an optimiser.
+
+Comes after ``aggregation``, which hands over sums, and before ``round``, which calls it once a round.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array
+
+from ffalora_jax import adapters as leaves
+from ffalora_jax.aggregation import Sums, mean_upload
+from ffalora_jax.errors import InputError
+from ffalora_jax.methods import Method
+from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
+
+
+def _nothing(root: Array, round_index: Array) -> Adapters:
+    return {}
+
+
+class Server(NamedTuple):
+    """How the server goes from one state to the next."""
+
+    method: Method
+    optimizer: optax.GradientTransformation | None = None
+    """Takes what the mean moved, negated, as its gradient (Reddi et al. 2021, arXiv:2003.00295, algorithm 2);
+    None: the mean as it is."""
+    redraw: Callable[[Array, Array], Adapters] = _nothing
+    """(public root key, round index) -> factors drawn anew before that round; none for most methods."""
+
+    def check(self, name: str) -> None:
+        """Refuses an optimiser beside a method that reads more than the mean.
+
+        Raises:
+            InputError: so it is.
+        """
+        if self.optimizer is not None and self.method.reads_uploads:
+            raise InputError(
+                f"method.name {name!r} reads each client's upload and not the mean alone, so an optimiser on "
+                "the mean says nothing: leave server.optimizer at average, or take ffa_lora, fedavg_lora, ..."
+            )
+
+    def active(self, adapters: Adapters, phase: int) -> Adapters:
+        """Returns the server's leaves that a phase trains."""
+        return leaves.select(adapters, self.method.parts[phase] | set(HEAD_LEAVES))
+
+    def begin(self, adapters: Adapters) -> Tree:
+        """Returns the optimiser's state before the first round, phase by phase."""
+        if self.optimizer is None:
+            return ()
+        active = [self.active(adapters, phase) for phase in range(len(self.method.parts))]
+        return tuple(self.optimizer.init(self.method.upload(one, one)) for one in active)
+
+    def step(
+        self,
+        phase: int,
+        adapters: Adapters,
+        memory: Tree,
+        sums: Sums,
+        uploads: Callable[[Adapters], tuple[Tree, Array]],
+    ) -> tuple[Adapters, Tree]:
+        """Returns the server's leaves and its optimiser's state after a round.
+
+        Args:
+            phase: of the round.
+            adapters: all its leaves before.
+            memory: the optimiser's state before.
+            sums: over the clients.
+            uploads: (what an empty slot sends) -> (stacked uploads, weights), for methods that read them.
+        """
+        active = self.active(adapters, phase)
+        nothing = self.method.upload(active, active)
+        mean = mean_upload(sums, fallback=nothing)
+        if self.optimizer is not None:
+            gradient = jax.tree.map(lambda old, new: old - new, nothing, mean)
+            change, mine = self.optimizer.update(gradient, memory[phase], nothing)
+            mean = optax.apply_updates(nothing, change)
+            memory = (*memory[:phase], mine, *memory[phase + 1 :])
+        return self.method.read(adapters, mean, *uploads(nothing)), memory
