@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
@@ -75,8 +76,8 @@ class Server(NamedTuple):
         nothing = self.method.upload(active, active)
         mean = mean_upload(sums, fallback=nothing)
         if self.optimizer is not None:
-            gradient = jax.tree.map(lambda old, new: old - new, nothing, mean)
+            gradient = jax.tree.map(jnp.subtract, nothing, mean)
             change, mine = self.optimizer.update(gradient, memory[phase], nothing)
-            mean = optax.apply_updates(nothing, change)
+            mean = jax.tree.map(jnp.add, nothing, change)
             memory = (*memory[:phase], mine, *memory[phase + 1 :])
         return self.method.read(adapters, mean, *uploads(nothing)), memory

@@ -246,7 +246,7 @@ def test_where_tokens_cancel_the_norm_is_not_taken_for_smaller_than_it_is():
         right = np.concatenate([sides, small - sides], axis=1).astype(np.float32)
         owner = jnp.zeros((1, 16), jnp.int32)
         packed = Packed(owner, owner, owner, owner, jnp.zeros(1, jnp.int32))
-        pairs = {"layer": {"lora_b": Pair(jnp.asarray(left), jnp.asarray(right))}}
+        pairs = {"layer": {"lora_b": (Pair(jnp.asarray(left), jnp.asarray(right)),)}}
         found = float(jnp.sqrt(_squared_norms(pairs, packed)[0]))
         exact = np.linalg.norm(left[0].astype(np.float64).T @ right[0].astype(np.float64))
         assert found >= exact * (1 - 1e-5)

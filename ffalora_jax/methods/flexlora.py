@@ -30,4 +30,4 @@ def _read(state: Leaves, mean: Leaves, uploads: Leaves, shares) -> Leaves:
     u, s, vt = thin_svd(*stacked(uploads, shares))
     rank = state["lora_a"].shape[1]
     root = jnp.sqrt(s[:rank])
-    return {"lora_a": u[:, :rank] * root, "lora_b": root[:, None] * vt[:rank]}
+    return {"lora_a": u[:, :rank] * root[None], "lora_b": root[:, None] * vt[:rank]}

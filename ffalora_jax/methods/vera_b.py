@@ -4,7 +4,7 @@ See ``vera``. A message holds one number for each output of a target.
 """
 
 from ffalora_jax.methods import Method
-from ffalora_jax.methods.vera import VERA, begin
+from ffalora_jax.methods._vera import VERA, begin
 
 
 def build() -> Method:
