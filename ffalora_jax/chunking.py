@@ -1,4 +1,4 @@
-"""How many clients are computed at once, and what that takes: decided before anything is compiled.
+"""How many clients and examples are computed at once, and what that takes: decided before compiling.
 
 The estimate counts what JAX itself keeps for the backward pass of one example (the residuals of its
 ``vjp``), so it knows any model; XLA's own figure is held against it once the round is compiled.
@@ -14,15 +14,24 @@ import jax.numpy as jnp
 from ffalora_jax import adapters as leaves
 from ffalora_jax.adapters import nbytes
 from ffalora_jax.client import Frozen
+from ffalora_jax.clipping import Blocks
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.memory import COPIES, free_bytes
+from ffalora_jax.probes import Packing, packing_for
 from ffalora_jax.tasks import Task
 from ffalora_jax.text import Encoded
 from ffalora_jax.types import Adapters, Tree
 
 SHARE = 0.8
 """Of the free memory that a round may be estimated to take: XLA's own figure is known only later."""
+BLOCK_SHARE = 1 / 8
+"""Of an accelerator's free memory that the examples computed at once may take: fuller products use its units
+better, and more of them cost more where a draw fills less."""
+CPU_BLOCK = 8
+"""Examples at once on a CPU: their activations stay in cache."""
+LEAST_AT_ONCE = 8
+"""Examples of every client at once that a chunk on an accelerator has room for."""
 TOY_SIZE = 20_000
 """Numbers in a backbone below which a CPU, too, runs all clients at once."""
 GIB = 2**30
@@ -113,6 +122,40 @@ def residual_bytes(
 
     # What does not grow with the examples are weights, which are there anyway.
     return kept(2) - kept(1)
+
+
+def arrange(
+    encoded: Encoded,
+    model: LoraModel,
+    capacity: int,
+    chunk: int,
+    example_bytes: Callable[[], int],
+    backend: str | None = None,
+    free: int | None = None,
+) -> tuple[Blocks, Packing | None]:
+    """Decides how a draw is computed, block after block: padded examples, or rows of packed text.
+
+    As many blocks as the fullest draw of a chunk needs, so neither unused capacity nor, in rows, padding
+    is computed. On a CPU, for one client at a time, small blocks of several widths.
+
+    Args:
+        encoded: all examples; shapes and widths matter.
+        model: with its adapters.
+        capacity: slots of a draw.
+        chunk: clients at once.
+        example_bytes: says how many bytes an example at once takes; asked where it matters.
+        backend: ``cpu``, ``gpu`` or ``tpu``; None: this process's.
+        free: bytes that are free on a device; None: now, on this one.
+    """
+    *_, full = widths = encoded.widths
+    if (backend or jax.default_backend()) == "cpu":
+        if chunk == 1:
+            return Blocks(CPU_BLOCK, widths), packing_for(model, encoded.inputs)
+        return Blocks(capacity, (full,)), None
+    room = BLOCK_SHARE * (free_bytes() if free is None else free)
+    count = max(1, min(capacity, int(room) // (chunk * max(1, example_bytes()))))
+    # Under vmap every client computes the widest block of all: one width, then.
+    return Blocks(count, (full,)), packing_for(model, encoded.inputs, count)
 
 
 def check_fits(needed: int, free: int) -> None:

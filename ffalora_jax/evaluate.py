@@ -46,7 +46,8 @@ def make_predictor(model: LoraModel, task: Task, mesh: Mesh | None = None) -> Pr
     def predict(frozen, adapters, encoded, rows):
         if len(rows) == 0:
             raise ValueError("Expected at least one example to predict.")
-        packing = packing_for(model, encoded.inputs)
+        at_once = None if jax.default_backend() == "cpu" else BATCH
+        packing = packing_for(model, encoded.inputs, at_once)
         if packing is None:
             return padded(frozen, adapters, encoded, rows)
         return packed(frozen, adapters, encoded, rows, packing)

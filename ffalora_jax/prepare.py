@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import partition, registry
-from ffalora_jax.chunking import bytes_per_client, choose
+from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, host_data, threshold
@@ -33,14 +33,11 @@ from ffalora_jax.methods import Method
 from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
-from ffalora_jax.probes import Packing, packing_for
+from ffalora_jax.probes import Packing
 from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
 from ffalora_jax.server import Server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
-
-CPU_BLOCK = 8
-"""Examples at once on a CPU: their activations stay in cache."""
 
 HOST_BYTES = 2**30
 """Of training examples, above which only those of a round's clients are moved to the device."""
@@ -154,11 +151,15 @@ def prepare(
     settings = _where_data_lies(experiment, settings, whole)
     frozen = Frozen(backbone_on(mesh, frozen.backbone), replicated(mesh, frozen.adapters))
     task = task_of(dataset.kind)
-    per_client = partial(_client_bytes, injected, task, frozen, state, encoded, plan.capacity)
     slots = settings.slots(num_shards(mesh)) // num_shards(mesh)
-    choice = choose(experiment.client_chunk, slots, frozen.backbone, per_client)
-    chunk, settings = choice.chunk, settings._replace(chunk=choice.chunk)
-    packing = packing_for(injected, encoded.inputs) if experiment.packing and chunk == 1 else None
+    client_bytes = partial(_client_bytes, injected, task, frozen, state, encoded)
+    least = min(plan.capacity, LEAST_AT_ONCE) if experiment.packing else plan.capacity
+    choice = choose(experiment.client_chunk, slots, frozen.backbone, lambda: client_bytes(least))
+    settings = settings._replace(chunk=choice.chunk)
+    blocks, packing = Blocks(plan.capacity, encoded.widths[-1:]), None
+    if experiment.packing:
+        example_bytes = lambda: client_bytes(1) - client_bytes(0)  # noqa: E731
+        blocks, packing = arrange(encoded, injected, plan.capacity, choice.chunk, example_bytes)
     trained_on = np.unique(np.concatenate(rows))
     prefix, prefix_note = kept_prefix(
         experiment.prefix_cache,
@@ -200,7 +201,7 @@ def prepare(
         dataclasses.replace(state, personal=personal),
         settings,
         choice.reason,
-        _blocks(experiment, chunk, plan.capacity, encoded),
+        blocks,
         packing,
         mesh,
         prefix_note,
@@ -217,12 +218,12 @@ def _server_optimizer(experiment: Experiment) -> optax.GradientTransformation | 
 
 
 def _client_bytes(
-    model: LoraModel, task: Task, frozen: Frozen, state: RoundState, encoded: Encoded, capacity: int
+    model: LoraModel, task: Task, frozen: Frozen, state: RoundState, encoded: Encoded, examples: int
 ) -> int:
-    """Estimates what one more client takes while all of a draw's capacity is computed at once."""
+    """Estimates what one more client takes while so many of its examples are computed at once."""
     mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
     trained = leaves.merge(state.adapters, mine)
-    return bytes_per_client(model, task, frozen, trained, encoded, capacity)
+    return bytes_per_client(model, task, frozen, trained, encoded, examples)
 
 
 def _where_data_lies(
@@ -264,11 +265,3 @@ def _cohort_size(experiment: Experiment, num_clients: int, method: Method) -> in
     if wanted > num_clients:
         raise InputError(f"Expected cohort_size <= {num_clients} clients, got {wanted}.")
     return wanted
-
-
-def _blocks(experiment: Experiment, chunk: int, capacity: int, encoded: Encoded) -> Blocks:
-    """Small blocks of several widths pay where clients run one at a time; else one block of all."""
-    *_, full = widths = encoded.widths
-    if experiment.packing and chunk == 1 and jax.default_backend() == "cpu":
-        return Blocks(CPU_BLOCK, widths)
-    return Blocks(capacity, (full,))

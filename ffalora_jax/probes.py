@@ -27,7 +27,7 @@ from ffalora_jax.tasks import Task
 from ffalora_jax.types import Adapters, Tree
 
 ROW_TOKENS, BLOCK_TOKENS = 48, 256
-"""Tokens of a row (at least) and of the rows that are computed at once, on a CPU."""
+"""Tokens of a row (at least) and, on a CPU, of the rows that are computed at once."""
 
 CANCELLED = 2.0**-20
 """Share of the tokens' own squares that is added to a squared norm: where tokens cancel one another, the
@@ -43,15 +43,22 @@ class Packing(NamedTuple):
     """Rows at once."""
 
 
-def packing_for(model: LoraModel, inputs: dict[str, Any]) -> Packing | None:
-    """Returns how texts share rows; None where model, data or backend has no form for it."""
+def packing_for(
+    model: LoraModel, inputs: dict[str, Any], examples: int | None = None
+) -> Packing | None:
+    """Returns how texts share rows; None where model or data has no form for it.
+
+    Args:
+        model: with its adapters.
+        inputs: of the examples, whose shapes matter.
+        examples: of full length, as many tokens of which are computed at once; None: as suits a CPU's cache.
+    """
     ids = inputs.get("input_ids")
     if model.apply_probed is None or ids is None or "response_mask" in inputs:
         return None
-    if jax.default_backend() != "cpu":
-        return None
     width = max(ids.shape[1], ROW_TOKENS)
-    return Packing(width, max(1, BLOCK_TOKENS // width))
+    tokens = BLOCK_TOKENS if examples is None else examples * ids.shape[1]
+    return Packing(width, max(1, tokens // width))
 
 
 def packed_clipped_sum(

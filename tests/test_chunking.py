@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from ffalora_jax import chunking
-from ffalora_jax.chunking import GIB, choose, residual_bytes
+from ffalora_jax.chunking import CPU_BLOCK, GIB, arrange, choose, residual_bytes
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
+from ffalora_jax.probes import ROW_TOKENS
 from tests.helpers import keys
 from tests.tiny_runs import tiny
 
@@ -49,6 +50,29 @@ def test_the_estimate_counts_what_one_example_keeps(run):
     longer = {n: np.repeat(x, 2, axis=1) for n, x in run.encoded.inputs.items()}
     twice = residual_bytes(*facts[:4], run.encoded._replace(inputs=longer))
     assert 1.9 < twice / one < 3  # attention grows with the square
+
+
+@pytest.mark.parametrize(
+    ("chunk", "free", "examples"), [(4, 64, 2), (2, 64, 4), (1, 64, 8), (1, 1000, 11), (4, 1, 1)]
+)
+def test_on_an_accelerator_blocks_take_an_eighth_of_what_is_free(run, chunk, free, examples):
+    """GiB an example at once: 1."""
+    full = run.encoded.inputs["input_ids"].shape[1]
+    blocks, packing = arrange(
+        run.encoded, run.model, 11, chunk, lambda: GIB, "gpu", int(free * GIB)
+    )
+    assert blocks == (examples, (full,))
+    width = max(full, ROW_TOKENS)
+    assert packing == (width, max(1, examples * full // width))
+
+
+def test_on_a_cpu_blocks_are_small_where_clients_run_one_at_a_time(run):
+    blocks, packing = arrange(run.encoded, run.model, 40, 1, lambda: 1, "cpu")
+    assert blocks == (CPU_BLOCK, run.encoded.widths)
+    assert packing is not None
+    blocks, packing = arrange(run.encoded, run.model, 40, 4, lambda: 1, "cpu")
+    assert blocks == (40, run.encoded.widths[-1:])
+    assert packing is None
 
 
 def after_a_round(engine):

@@ -11,6 +11,7 @@ from ffalora_jax import adapters as leaves
 from ffalora_jax import registry, rng
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, Cohort
+from ffalora_jax.probes import packing_for
 from ffalora_jax.round import RoundState
 from tests import reference, server_rules
 from tests.helpers import NOISE_SEED, drawn_rows, keys, participants, prepared, run_rounds
@@ -139,6 +140,19 @@ def test_personal_leaves_of_absent_clients_stay_as_they_were():
     ):
         np.testing.assert_array_equal(np.asarray(before)[absent], np.asarray(after)[absent])
         assert (np.asarray(before)[~absent] != np.asarray(after)[~absent]).any()
+
+
+def test_rows_of_several_clients_at_once_change_no_numbers():
+    """As on an accelerator: under ``vmap`` as many blocks of rows as the fullest client's draw needs."""
+    one, before = run_rounds(prepared(chunk="1"), 3)
+    together = prepared(chunk="4")
+    assert together.packing is None
+    rows = together._replace(packing=packing_for(together.model, together.encoded.inputs, 1))
+    other, after = run_rounds(rows, 3)
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(before[0].facts.clip.num_real, after[0].facts.clip.num_real)
+    assert float(np.sum(after[0].facts.clip.num_clipped)) > 0
 
 
 @pytest.mark.parametrize(

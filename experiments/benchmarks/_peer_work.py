@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +22,16 @@ from safetensors.numpy import save_file
 from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, registry, rng
 from ffalora_jax.accounting import default_capacity
-from ffalora_jax.chunking import choose
+from ffalora_jax.chunking import arrange, bytes_per_client, choose
 from ffalora_jax.client import Frozen, make_local_update
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, ClientData, client_data, threshold
 from ffalora_jax.config import Experiment, PrivacyConfig
-from ffalora_jax.prepare import CPU_BLOCK
 from ffalora_jax.pretrained import load_pretrained
-from ffalora_jax.probes import packing_for
 from ffalora_jax.round import ClientNumbers, Keys, RoundSettings, RoundState, make_round
 from ffalora_jax.server import Server
 from ffalora_jax.tasks import classification
+from ffalora_jax.text import Encoded
 
 NAMES = {
     "minilm": ((r"encoder\.layer\.(\d+)\.attention\.self\.", r"layers.\1.attention."),),
@@ -112,10 +112,13 @@ def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: boo
             ),
         )
     )
-    chunk = choose("auto", workload.clients, injected.backbone, lambda: 0).chunk
-    capacity, full = batches.rows.shape[-1], workload.length
-    blocks = Blocks(CPU_BLOCK if chunk == 1 else capacity, (full,))
-    packing = packing_for(injected, data.inputs) if chunk == 1 else None  # as `prepare` chooses
+    capacity = batches.rows.shape[-1]
+    facts = injected, classification(), frozen, state.adapters, Encoded(data.inputs, data.lengths)
+    needed = partial(bytes_per_client, *facts)
+    chunk = choose("auto", workload.clients, injected.backbone, lambda: needed(capacity)).chunk
+    # As `prepare` chooses, but for the one width.
+    blocks, packing = arrange(facts[4], injected, capacity, chunk, lambda: needed(1) - needed(0))
+    blocks = Blocks(blocks.size, (workload.length,))
     update = make_local_update(
         injected,
         classification(),
