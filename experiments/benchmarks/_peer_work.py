@@ -81,6 +81,8 @@ class Work(NamedTuple):
     flat: Any
     """adapters -> the peers' flat vector."""
     chunk: int
+    blocks: tuple
+    """Examples, or rows, at once: ``Blocks`` and ``Packing``."""
 
 
 def peers_modules(folder: str) -> tuple[Any, Any]:
@@ -92,8 +94,10 @@ def peers_modules(folder: str) -> tuple[Any, Any]:
     return common, inputs
 
 
-def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: bool) -> Work:
-    """Builds a workload; without `noise` the multiplier is zero."""
+def build(
+    workload: Any, inputs: Any, weights: str | None, seed: int, noise: bool, packing: bool = True
+) -> Work:
+    """Builds a workload; without `noise` the multiplier is zero, without `packing` the work is fixed."""
     model = _model(workload, inputs, weights, seed)
     names = {_ours(workload.model, name): name for name in inputs.targets(workload)}
     injected = lora.inject(
@@ -117,8 +121,8 @@ def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: boo
     needed = partial(bytes_per_client, *facts)
     chunk = choose("auto", workload.clients, injected.backbone, lambda: needed(capacity)).chunk
     # As `prepare` chooses, but for the one width.
-    blocks, packing = arrange(facts[4], injected, capacity, chunk, lambda: needed(1) - needed(0))
-    blocks = Blocks(blocks.size, (workload.length,))
+    blocks, rows = arrange(facts[4], injected, capacity, chunk, lambda: needed(1) - needed(0))
+    blocks = Blocks(blocks.size if packing else capacity, (workload.length,))
     update = make_local_update(
         injected,
         classification(),
@@ -127,7 +131,7 @@ def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: boo
         workload.local_steps,
         capacity,
         blocks,
-        packing,
+        rows if packing else None,
     )
     method = registry.lookup("methods", "fedavg_lora" if "A" in workload.trained else "ffa_lora")()
     count = workload.clients
@@ -144,6 +148,7 @@ def build(workload: Any, inputs: Any, weights: str | None, seed: int, noise: boo
         batches,
         lambda adapters: _flat(workload, inputs, adapters),
         chunk,
+        (blocks, rows),
     )
 
 
