@@ -4,12 +4,14 @@ The estimate counts what JAX itself keeps for the backward pass of one example (
 ``vjp``), so it knows any model; XLA's own figure is held against it once the round is compiled.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax.adapters import nbytes
@@ -18,6 +20,7 @@ from ffalora_jax.clipping import Blocks
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.memory import COPIES, free_bytes
+from ffalora_jax.packing import FILLED
 from ffalora_jax.probes import Packing, packing_for
 from ffalora_jax.tasks import Task
 from ffalora_jax.text import Encoded
@@ -25,9 +28,12 @@ from ffalora_jax.types import Adapters, Tree
 
 SHARE = 0.8
 """Of the free memory that a round may be estimated to take: XLA's own figure is known only later."""
-BLOCK_SHARE = 1 / 8
-"""Of an accelerator's free memory that the examples computed at once may take: fuller products use its units
-better, and more of them cost more where a draw fills less."""
+BLOCK_SHARE = 1 / 6
+"""Of an accelerator's free memory that the examples computed at once may take."""
+FULLEST = 2.5
+"""Standard deviations above its mean at which the fullest of a chunk's draws is expected."""
+PADDING_PAYS = 0.75
+"""Share of real tokens above which an accelerator computes padded examples faster than packed rows."""
 CPU_BLOCK = 8
 """Examples at once on a CPU: their activations stay in cache."""
 LEAST_AT_ONCE = 8
@@ -128,6 +134,7 @@ def arrange(
     encoded: Encoded,
     model: LoraModel,
     capacity: int,
+    expected: float,
     chunk: int,
     example_bytes: Callable[[], int],
     backend: str | None = None,
@@ -136,12 +143,14 @@ def arrange(
     """Decides how a draw is computed, block after block: padded examples, or rows of packed text.
 
     As many blocks as the fullest draw of a chunk needs, so neither unused capacity nor, in rows, padding
-    is computed. On a CPU, for one client at a time, small blocks of several widths.
+    is computed. On a CPU, for one client at a time, small blocks of several widths; on an accelerator
+    large ones that a full draw fills evenly, and rows only where padding would be much.
 
     Args:
-        encoded: all examples; shapes and widths matter.
+        encoded: all examples; shapes, lengths and widths matter.
         model: with its adapters.
         capacity: slots of a draw.
+        expected: examples that a draw is expected to fill.
         chunk: clients at once.
         example_bytes: says how many bytes an example at once takes; asked where it matters.
         backend: ``cpu``, ``gpu`` or ``tpu``; None: this process's.
@@ -153,9 +162,21 @@ def arrange(
             return Blocks(CPU_BLOCK, widths), packing_for(model, encoded.inputs)
         return Blocks(capacity, (full,)), None
     room = BLOCK_SHARE * (free_bytes() if free is None else free)
-    count = max(1, min(capacity, int(room) // (chunk * max(1, example_bytes()))))
+    most = max(1, int(room) // (chunk * max(1, example_bytes())))
+    fullest = min(capacity, math.ceil(expected + FULLEST * math.sqrt(expected)))
     # Under vmap every client computes the widest block of all: one width, then.
-    return Blocks(count, (full,)), packing_for(model, encoded.inputs, count)
+    blocks = Blocks(_even(fullest, most), (full,))
+    real = float(np.mean(encoded.lengths)) / full
+    rows = packing_for(model, encoded.inputs, most)
+    if rows is None or real > PADDING_PAYS:
+        return blocks, None
+    needed = math.ceil(fullest * real * full / (rows.width * FILLED))
+    return blocks, rows._replace(rows=_even(needed, rows.rows))
+
+
+def _even(count: int, most: int) -> int:
+    """Returns the size of as few parts as hold ``count`` in parts of like size, at most ``most``."""
+    return math.ceil(count / math.ceil(count / most))
 
 
 def check_fits(needed: int, free: int) -> None:

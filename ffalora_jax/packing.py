@@ -17,6 +17,9 @@ from ffalora_jax.cohort import Batch, ClientData, hidden_of
 NOBODY = -1
 """Owner of a padded token."""
 
+FILLED = 0.85
+"""Share of a row's tokens that are real, about: what plans reckon with."""
+
 LEAST_TOKENS = 4
 """On the host a row of ``width`` tokens holds at most ``width / LEAST_TOKENS`` examples."""
 

@@ -20,14 +20,13 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.memory import free_bytes
 from ffalora_jax.mesh import num_shards
+from ffalora_jax.packing import FILLED
 from ffalora_jax.prepare import HOST_BYTES, Prepared
 from ffalora_jax.round import Keys
 from ffalora_jax.run_facts import message_bytes
 
 EFFICIENCY = 0.35
 """Share of a named device's dense peak that a round is assumed to reach."""
-FILLED = 0.85
-"""Share of the packed tokens that are real, for plans on paper."""
 MEASURED_CLIENTS = 2
 MEASURED_EXAMPLES = 256
 LEAST_SECONDS = 0.5

@@ -159,7 +159,9 @@ def prepare(
     blocks, packing = Blocks(plan.capacity, encoded.widths[-1:]), None
     if experiment.packing:
         example_bytes = lambda: client_bytes(1) - client_bytes(0)  # noqa: E731
-        blocks, packing = arrange(encoded, injected, plan.capacity, choice.chunk, example_bytes)
+        blocks, packing = arrange(
+            encoded, injected, plan.capacity, expected, choice.chunk, example_bytes
+        )
     trained_on = np.unique(np.concatenate(rows))
     prefix, prefix_note = kept_prefix(
         experiment.prefix_cache,

@@ -9,7 +9,6 @@ from ffalora_jax.chunking import CPU_BLOCK, GIB, arrange, choose, residual_bytes
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
-from ffalora_jax.probes import ROW_TOKENS
 from tests.helpers import keys
 from tests.tiny_runs import tiny
 
@@ -53,24 +52,32 @@ def test_the_estimate_counts_what_one_example_keeps(run):
 
 
 @pytest.mark.parametrize(
-    ("chunk", "free", "examples"), [(4, 64, 2), (2, 64, 4), (1, 64, 8), (1, 1000, 11), (4, 1, 1)]
+    ("chunk", "free", "expected", "examples"),
+    [
+        (4, 1000, 9, 11),  # the capacity
+        (1, 48, 4, 5),  # 4 + 2.5 sqrt(4) = 9, in two parts of at most 8
+        (2, 48, 4, 3),
+        (4, 1, 4, 1),
+    ],
 )
-def test_on_an_accelerator_blocks_take_an_eighth_of_what_is_free(run, chunk, free, examples):
+def test_on_an_accelerator_a_full_draw_fills_like_blocks_of_a_sixth_of_what_is_free(
+    run, chunk, free, expected, examples
+):
     """GiB an example at once: 1."""
     full = run.encoded.inputs["input_ids"].shape[1]
-    blocks, packing = arrange(
-        run.encoded, run.model, 11, chunk, lambda: GIB, "gpu", int(free * GIB)
-    )
-    assert blocks == (examples, (full,))
-    width = max(full, ROW_TOKENS)
-    assert packing == (width, max(1, examples * full // width))
+    facts = run.model, 11, expected, chunk, lambda: GIB, "gpu", int(free * GIB)
+    short = run.encoded._replace(lengths=np.full_like(run.encoded.lengths, full // 4))
+    assert arrange(short, *facts)[0] == (examples, (full,))
+    assert arrange(short, *facts)[1].rows <= examples
+    long = run.encoded._replace(lengths=np.full_like(run.encoded.lengths, full))
+    assert arrange(long, *facts) == ((examples, (full,)), None)
 
 
 def test_on_a_cpu_blocks_are_small_where_clients_run_one_at_a_time(run):
-    blocks, packing = arrange(run.encoded, run.model, 40, 1, lambda: 1, "cpu")
+    blocks, packing = arrange(run.encoded, run.model, 40, 16, 1, lambda: 1, "cpu")
     assert blocks == (CPU_BLOCK, run.encoded.widths)
     assert packing is not None
-    blocks, packing = arrange(run.encoded, run.model, 40, 4, lambda: 1, "cpu")
+    blocks, packing = arrange(run.encoded, run.model, 40, 16, 4, lambda: 1, "cpu")
     assert blocks == (40, run.encoded.widths[-1:])
     assert packing is None
 

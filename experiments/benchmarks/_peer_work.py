@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, registry, rng
 from ffalora_jax.accounting import default_capacity
-from ffalora_jax.chunking import arrange, bytes_per_client, choose
+from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
 from ffalora_jax.client import Frozen, make_local_update
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import Batch, ClientData, client_data, threshold
@@ -119,9 +119,13 @@ def build(
     capacity = batches.rows.shape[-1]
     facts = injected, classification(), frozen, state.adapters, Encoded(data.inputs, data.lengths)
     needed = partial(bytes_per_client, *facts)
-    chunk = choose("auto", workload.clients, injected.backbone, lambda: needed(capacity)).chunk
+    chunk = choose(
+        "auto", workload.clients, injected.backbone, lambda: needed(min(capacity, LEAST_AT_ONCE))
+    ).chunk
     # As `prepare` chooses, but for the one width.
-    blocks, rows = arrange(facts[4], injected, capacity, chunk, lambda: needed(1) - needed(0))
+    blocks, rows = arrange(
+        facts[4], injected, capacity, workload.batch, chunk, lambda: needed(1) - needed(0)
+    )
     blocks = Blocks(blocks.size if packing else capacity, (workload.length,))
     update = make_local_update(
         injected,

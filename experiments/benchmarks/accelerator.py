@@ -210,10 +210,8 @@ def overheads(options) -> Iterator[dict[str, Any]]:
 
 
 def roberta_large(options) -> Iterator[dict[str, Any]]:
-    """3 clients x 200 expected examples x 64 tokens in bfloat16, by blocks of several sizes."""
+    """3 clients x 200 expected examples x 64 tokens in bfloat16."""
     import big_models
-
-    from ffalora_jax import chunking
 
     config = big_models.ROBERTA_LARGE
     if options.small:
@@ -221,9 +219,7 @@ def roberta_large(options) -> Iterator[dict[str, Any]]:
     batch = 8 if options.small else 200
     with tempfile.TemporaryDirectory() as folder:
         big_models.write(folder)
-        for share in (1 / 16, 1 / 8, 1 / 4):
-            chunking.BLOCK_SHARE = share
-            yield _large_round(folder, config, batch) | {"share": share}
+        yield _large_round(folder, config, batch)
 
 
 def _large_round(folder: str, config: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -270,7 +266,7 @@ def _large_round(folder: str, config: dict[str, Any], batch: int) -> dict[str, A
         "tflops": round(rate, 1),
         "share_of_dense_peak": most and round(rate / most, 3),
         "chunk": run.settings.chunk,
-        "rows_at_once": run.packing and run.packing.rows,
+        "blocks": (run.blocks, run.packing),
         "compile_seconds": round(compiled, 1),
         "peak_gib": memory_gib(),
         **card(),
