@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ffalora_jax import accounting
+from ffalora_jax._version import __version__
 from ffalora_jax.adapters import nbytes, select
 from ffalora_jax.partition import MOST_LISTED, class_table
 from ffalora_jax.prepare import Prepared
@@ -52,7 +53,7 @@ NOT_PRIVATE_FIELDS = (
 def environment(run: Prepared, given_noise_seed: bool, compiled_bytes: int) -> dict[str, Any]:
     """Versions, devices and sources: what one needs to know to repeat the run. No secrets."""
     return {
-        "ffalora_jax": metadata.version("ffalora_jax"),
+        "ffalora_jax": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
