@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import lora
+from ffalora_jax import lora, registry
 from ffalora_jax.client import Frozen
 from ffalora_jax.clipping import Blocks, clipped_sum_in_blocks
 from ffalora_jax.cohort import Batch, client_data
+from ffalora_jax.detours import LORA
 from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.packing import Packed
 from ffalora_jax.pretrained import load_pretrained
@@ -63,9 +64,9 @@ def draw(seed=0, num_real=8):
     return data, Batch(rows, jnp.arange(CAPACITY) < num_real)
 
 
-def case(model, trained):
+def case(model, trained, detour=LORA):
     head = "head" if "head_kernel" in trained else None
-    injected = lora.inject(model, "query,value", 2, 6.0, head=head)
+    injected = lora.inject(model, "query,value", 2, 6.0, head=head, detour=detour)
     drawn = {
         layer: {
             name: 0.4 * jnp.sin(1.0 + jnp.arange(np.prod(shape)) ** 1.5).reshape(shape)
@@ -105,6 +106,20 @@ def test_rows_and_padded_examples_give_the_same_clipped_sum(models, name, traine
     data, batch = draw()
     _, free = padded(*here, data, batch, jnp.inf)
     clip_norm = float(free.norm_sum / free.num_real)  # clips some and leaves some
+    expected, facts = padded(*here, data, batch, clip_norm)
+    assert 0 < float(facts.num_clipped) < float(facts.num_real)
+    found, more = in_rows(*here, data, batch, clip_norm)
+    assert_same(found, expected, rtol=1e-5, atol=1e-5 * clip_norm)
+    np.testing.assert_allclose(np.array(more), np.array(facts), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["full", "bitfit", "fed_sb", "vera", "ravan", "fedex_lora"])
+def test_other_forms_beside_a_layer_give_the_padded_sum_too(models, name):
+    method = registry.lookup("methods", name)()
+    here = case(models["pooler"], method.trained | {"head_kernel", "head_bias"}, method.detour)
+    data, batch = draw(seed=2)
+    _, free = padded(*here, data, batch, jnp.inf)
+    clip_norm = float(free.norm_sum / free.num_real)
     expected, facts = padded(*here, data, batch, clip_norm)
     assert 0 < float(facts.num_clipped) < float(facts.num_real)
     found, more = in_rows(*here, data, batch, clip_norm)
