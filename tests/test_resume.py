@@ -79,6 +79,8 @@ def test_every_kind_of_state_survives_a_stop(tmp_path):
         "optimizer.learning_rate": 0.01,
         "cohort_size": 2,
         "rounds": 4,
+        "server.optimizer": "adam",
+        "server.learning_rate": 0.01,
     }
     at_once = ffa.simulate(tiny(**changes), out=tmp_path / "whole")
     with pytest.raises(loop.Interrupted):
