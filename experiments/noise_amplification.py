@@ -33,7 +33,7 @@ WAYS = ("full fine-tuning", "LoRA (A and B)", "FFA-LoRA (B alone)")
 def main(plot: Path) -> None:
     """Measures the three ways over noise scales, beside their expectations, and draws them."""
     root = rng.public_root(0)
-    a = registry.lookup("inits", "kaiming")()(rng.leaf(root, 0), FEATURES, RANK)
+    a = registry.lookup("inits", "kaiming")().draw(rng.leaf(root, 0), FEATURES, RANK)
     scales = np.append(SCALES, SIGMA)
     measured = np.array([amplified(a, rng.leaf(root, 1), scale) for scale in scales])
     expected = expectations(np.asarray(a), scales)

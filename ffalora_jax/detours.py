@@ -76,6 +76,30 @@ def _residual_apply(leaves: Leaves, x: Array, scaling: float) -> Array:
     return scaling * (x @ leaves["residual"] + (x @ leaves["lora_a"]) @ leaves["lora_b"])
 
 
+def _from_start(inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
+    pair = lora_shapes(inputs, outputs, rank)
+    return pair | {"start_a": pair["lora_a"], "start_b": pair["lora_b"]}
+
+
+def _from_start_apply(leaves: Leaves, x: Array, scaling: float) -> Array:
+    begun = (x @ leaves["start_a"]) @ leaves["start_b"]
+    return scaling * ((x @ leaves["lora_a"]) @ leaves["lora_b"] - begun)
+
+
+LORA_FROM_START = Detour(_from_start, _from_start_apply, lora_pairs)
+"""LoRA that begins from a part of W itself: y = x W + scaling * x (A B - A_0 B_0). PiSSA and its like take
+scaling * A_0 B_0 out of W; here W stays what it was published as, and the prefix cache, hashes and exports
+with it. A_0, B_0 follow from W and are never sent."""
+
+
+def widened(leaves: Leaves) -> Leaves:
+    """Returns A B - A_0 B_0 as one pair of twice the rank: [A, A_0] [B; -B_0]."""
+    if "start_a" not in leaves:
+        return leaves
+    a = jnp.concatenate([leaves["lora_a"], leaves["start_a"]], axis=1)
+    return {"lora_a": a, "lora_b": jnp.concatenate([leaves["lora_b"], -leaves["start_b"]])}
+
+
 LORA_AND_RESIDUAL = Detour(_with_residual, _residual_apply, lora_pairs)
 """LoRA on a base that the server changes: y = x W + scaling * x (residual + A B). The residual is a leaf
 of its own and not in W, so that W stays one argument of all rounds; it costs them one more product."""

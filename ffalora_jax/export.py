@@ -3,6 +3,7 @@
 Written beside its place and moved there whole, with a model card. No training data is copied.
 """
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -14,9 +15,12 @@ from ffalora_jax import merge as merging
 from ffalora_jax import peft_io, registry
 from ffalora_jax.adapter_file import FACTS, write_head, write_peft
 from ffalora_jax.cli_privacy import parser_of
+from ffalora_jax.config import MethodConfig
+from ffalora_jax.detours import widened
 from ffalora_jax.errors import InputError, nearest
 from ffalora_jax.evaluate import client_adapters
 from ffalora_jax.loaded_run import Ready, Run, load_run
+from ffalora_jax.lora import LoraModel
 from ffalora_jax.methods import Method
 from ffalora_jax.model_card import Facts, card
 from ffalora_jax.peft_names import names_of
@@ -61,16 +65,15 @@ def export_run(
     if out.exists():
         raise InputError(f"Folder {str(out)!r} exists: give the path of a new one.")
     adapters = _leaves_of(run.ready, client, merge)
-    files = peft_io.to_peft(run.experiment.method, run.ready.loaded, run.ready.lora, adapters)
+    settings, model, adapters = _plain_lora(run.experiment.method, run.ready.lora, adapters)
+    files = peft_io.to_peft(settings, run.ready.loaded, model, adapters)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".ffalora-export-") as beside:
             new = Path(beside, out.name)
             new.mkdir()
             if merge:
-                merging.write_merged(
-                    new, run.ready.loaded, run.ready.lora, adapters, run.class_names
-                )
+                merging.write_merged(new, run.ready.loaded, model, adapters, run.class_names)
                 write_head(new, files)
             else:
                 write_peft(new, files)
@@ -83,6 +86,23 @@ def export_run(
             f"Cannot write {str(out)!r}: {error.strerror or error}. Give a folder that can be made."
         ) from None
     return out
+
+
+def _plain_lora(
+    settings: MethodConfig, model: LoraModel, adapters: Adapters
+) -> tuple[MethodConfig, LoraModel, Adapters]:
+    """Turns LoRA that began from a part of W into plain LoRA of twice the rank, on the published base."""
+    if not any("start_a" in found for found in adapters.values()):
+        return settings, model, adapters
+    root = 2**0.5 if settings.use_rslora else 2.0
+    wide = {
+        name: one._replace(rank=2 * one.rank, lora_alpha=root * one.lora_alpha)
+        for name, one in model.adapted.items()
+    }
+    rank, alpha = 2 * settings.rank, root * settings.lora_alpha
+    settings = dataclasses.replace(settings, rank=rank, lora_alpha=alpha)
+    layers = {name: widened(found) for name, found in adapters.items()}
+    return settings, model._replace(adapted=wide), layers
 
 
 def _leaves_of(ready: Ready, client: str | None, merge: bool) -> Adapters:

@@ -13,8 +13,10 @@ from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, rng
 from ffalora_jax.client import Frozen
 from ffalora_jax.config import Experiment
+from ffalora_jax.detours import LORA_FROM_START
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
+from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.methods import Method
 from ffalora_jax.round import RoundState
 from ffalora_jax.types import HEAD_LEAVES, Adapters
@@ -23,7 +25,7 @@ from ffalora_jax.types import HEAD_LEAVES, Adapters
 def initial_state(
     model: LoraModel,
     method: Method,
-    draw_factor,
+    init: LoraInit,
     experiment: Experiment,
     num_clients: int,
     begin: Adapters | None = None,
@@ -41,7 +43,7 @@ def initial_state(
             f"method.name {experiment.method.name!r} trains the head alone, and here none is trained: set "
             "--model.head trained, or take another method."
         )
-    drawn = [lora.init_factors(model, draw_factor, root, factor) for factor in method.drawn]
+    drawn = _factors(model, method, init, root)
     special = {} if method.begin is None else _begin(model, method, root)
     everything = leaves.merge(everything, *drawn, special, model.head, begin or {})
     held = method.trained | method.kept | (set(HEAD_LEAVES) if model.head else set())
@@ -54,6 +56,18 @@ def initial_state(
         round_index=jnp.int32(0),
     )
     return frozen, state
+
+
+def _factors(model: LoraModel, method: Method, init: LoraInit, root: Array) -> list[Adapters]:
+    """Returns the random factors; where training goes on from a part of W, both, and where they began."""
+    if model.detour is not LORA_FROM_START:
+        return [lora.init_factors(model, init, root, factor) for factor in method.drawn]
+    both = lora.factors_of_weights(model, init)
+    began = {
+        name: {"start_a": found["lora_a"], "start_b": found["lora_b"]}
+        for name, found in both.items()
+    }
+    return [both, began]
 
 
 def _begin(model: LoraModel, method: Method, root: Array) -> Adapters:
@@ -69,11 +83,20 @@ def _begin(model: LoraModel, method: Method, root: Array) -> Adapters:
     }
 
 
-def redraw(model: LoraModel, method: Method, draw_factor) -> Callable[[Array, Array], Adapters]:
-    """Returns (public root key, round index) -> the factors that are drawn anew before that round."""
+def redraw(model: LoraModel, method: Method, init: LoraInit) -> Callable[[Array, Array], Adapters]:
+    """Returns (public root key, round index) -> the factors that are drawn anew before that round.
+
+    Raises:
+        InputError: a method that redraws, with an initialiser that would give the same again.
+    """
+    if method.redrawn and init.draw is None:
+        raise InputError(
+            "This method draws A anew in every round, and the initialiser takes it from the weights, always "
+            "the same: set --method.init to kaiming, gaussian, orthogonal or orthonormal."
+        )
 
     def fresh(root, round_index):
         given = root, "lora_a", round_index
-        return lora.init_factors(model, draw_factor, *given) if method.redrawn else {}
+        return lora.init_factors(model, init, *given) if method.redrawn else {}
 
     return fresh

@@ -14,10 +14,12 @@ from flax import nnx
 from ffalora_jax import encode as encoding
 from ffalora_jax import lora, peft_io, pretrained, registry, rng
 from ffalora_jax.codec import TextCodec
-from ffalora_jax.config import Experiment, ModelConfig
+from ffalora_jax.config import Experiment, MethodConfig, ModelConfig
 from ffalora_jax.data import Dataset, as_dataset
+from ffalora_jax.detours import LORA, LORA_FROM_START, Detour
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
+from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.methods import Method
 from ffalora_jax.models import Model
 from ffalora_jax.pretrained import Loaded
@@ -154,7 +156,7 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
         head=_head(experiment, loaded),
         dropout=settings.dropout,
         scan_layers=experiment.model.scan_layers,
-        detour=method.detour,
+        detour=_detour(settings, method),
         exclude=settings.exclude,
         rank_pattern=settings.rank_pattern,
         alpha_pattern=settings.alpha_pattern,
@@ -166,6 +168,14 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
     if experiment.model.scan_layers and not loaded.own:
         _let_go(cast(Any, loaded.model).layers)
     return model
+
+
+def _detour(settings: MethodConfig, method: Method) -> Detour:
+    """Returns what stands beside a layer: LoRA from a part of W, where the initialiser gives one of both."""
+    init: LoraInit = registry.lookup("inits", settings.init)()
+    from_weights = init.of_weights is not None and settings.start is None and bool(method.drawn)
+    both = {"lora_a", "lora_b"} <= method.trained and method.detour is LORA
+    return LORA_FROM_START if from_weights and both else method.detour
 
 
 def _let_go(blocks: nnx.Module) -> None:

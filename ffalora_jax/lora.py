@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
 from ffalora_jax.blocks import LowerBlocks, UpperBlocks
 from ffalora_jax.detours import LORA, Detour
+from ffalora_jax.errors import InputError
+from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.lora_layers import Probe
 from ffalora_jax.packing import Packed
 from ffalora_jax.surgery import at, operate, placed
@@ -170,13 +173,16 @@ def kernel_of(backbone: Tree, layer: str) -> Float[Array, "in out"]:
 
 
 def init_factors(
-    model: LoraModel, draw: Callable, key: Array, factor: str, round_index: Any = None
+    model: LoraModel, init: LoraInit, key: Array, factor: str, round_index: Any = None
 ) -> Adapters:
     """Draws ``factor`` (``lora_a`` or ``lora_b``) for every layer, each from a key of its own.
 
     B is drawn as the mirror image of A: its transpose meets the layer's outputs as A meets its inputs. With
-    ``round_index`` it is A's draw before that round.
+    ``round_index`` it is A's draw before that round. An initialiser that looks at W draws nothing.
     """
+    if init.of_weights is not None:
+        return leaves.select(factors_of_weights(model, init), {factor})
+    assert init.draw is not None
     purpose = {"lora_a": rng.Purpose.LORA_INIT, "lora_b": rng.Purpose.LORA_INIT_B}[factor]
     before = ()
     if round_index is not None:
@@ -188,6 +194,25 @@ def init_factors(
             "lora_b": model.shapes[name]["lora_b"][1],
         }
         layer_key = rng.stream(key, purpose, *before, index)
-        value = draw(layer_key, features[factor], model.adapted[name].rank)
+        value = init.draw(layer_key, features[factor], model.adapted[name].rank)
         drawn[name] = {factor: value if factor == "lora_a" else value.T}
     return drawn
+
+
+def factors_of_weights(model: LoraModel, init: LoraInit) -> Adapters:
+    """Returns A and B of every layer as an initialiser takes them from its W.
+
+    Raises:
+        InputError: the blocks are stacked (``scan_layers``).
+    """
+    assert init.of_weights is not None
+    if "block" in model.backbone.get("layers", {}):
+        raise InputError(
+            "This initialiser looks at each layer's weights, and model.scan_layers stacks them: set it to "
+            "false, or take one that draws from the seed."
+        )
+    found: Adapters = {}
+    for name, facts in model.adapted.items():
+        a, b = init.of_weights(kernel_of(model.backbone, name), facts.rank, facts.scaling)
+        found[name] = {"lora_a": a, "lora_b": b}
+    return found

@@ -27,6 +27,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.initial import initial_state, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
+from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.mesh import backbone_on, make_mesh, num_shards, replicated
 from ffalora_jax.methods import Method
@@ -111,7 +112,7 @@ def prepare(
         InputError: anything about the experiment that cannot work.
     """
     method: Method = registry.lookup("methods", experiment.method.name)()
-    draw_factor = registry.lookup("inits", experiment.method.init)()
+    init: LoraInit = registry.lookup("inits", experiment.method.init)()
     make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)
     options = experiment.optimizer
     optimizer = make_optimizer(options.name, options.learning_rate, options.options)
@@ -131,9 +132,9 @@ def prepare(
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
     begin = {} if loaded.start is None else loaded.start.adapters
-    server = Server(method, _server_optimizer(experiment), redraw(injected, method, draw_factor))
+    server = Server(method, _server_optimizer(experiment), redraw(injected, method, init))
     server.check(experiment.method.name)
-    frozen, state = initial_state(injected, method, draw_factor, experiment, len(rows), begin)
+    frozen, state = initial_state(injected, method, init, experiment, len(rows), begin)
     whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
     numbers = ClientNumbers(
         np.asarray([threshold(c.sampling.probability) for c in plan.clients], np.uint32),

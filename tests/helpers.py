@@ -40,6 +40,7 @@ def prepared(
     batch_size=4,
     num_examples=96,
     layers="all",
+    init="kaiming",
 ) -> Prepared:
     """A run of the tiny model on synthetic text, with clipping active."""
     experiment = Experiment(
@@ -53,7 +54,7 @@ def prepared(
         data=DataConfig(name="synthetic", max_examples=num_examples),
         partition=PartitionConfig(name="quantity", num_clients=clients, quantity_skew=0.5),
         model=ModelConfig(name="tiny", max_tokens=16, head=head),
-        method=MethodConfig(name=method, rank=2, lora_alpha=16, layers=layers),
+        method=MethodConfig(name=method, rank=2, lora_alpha=16, layers=layers, init=init),
         optimizer=OptimizerConfig(name=optimizer, learning_rate=learning_rate),
         privacy=PrivacyConfig(
             mechanism=mechanism, noise_multiplier=noise_multiplier, clip_norm=clip_norm, delta=1e-3

@@ -65,7 +65,9 @@ def test_papers_noise_is_calibrated_from_the_papers_numbers():
 
 def test_noise_of_lora_is_quadratic_and_of_ffa_linear():
     program = load(FOLDER / "noise_amplification.py")
-    a = registry.lookup("inits", "kaiming")()(rng.public_root(0), program.FEATURES, program.RANK)
+    a = registry.lookup("inits", "kaiming")().draw(
+        rng.public_root(0), program.FEATURES, program.RANK
+    )
     scales = np.array([0.1, 0.99])
     measured = np.array([program.amplified(a, rng.public_root(1), scale) for scale in scales])
     np.testing.assert_allclose(measured, program.expectations(np.asarray(a), scales), rtol=0.02)

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from ffalora_jax import lora
+from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.pretrained import load_pretrained
 from tests.llama_files import KINDS, LLAMA3, SIZES, write_llama
 
@@ -225,7 +226,9 @@ def test_no_token_sees_a_later_one(tmp_path):
 def test_a_row_of_nothing_but_padding_stays_finite(key, tmp_path):
     model = load_pretrained(write_llama(tmp_path, num_hidden_layers=1))
     injected = lora.inject(model, r".*q_proj", 2, 4, head=None)
-    adapters = lora.init_factors(injected, lambda k, f, r: jnp.ones((f, r)), key, "lora_b")
+    adapters = lora.init_factors(
+        injected, LoraInit("", lambda k, f, r: jnp.ones((f, r))), key, "lora_b"
+    )
     adapters = {
         layer: {**leaves, "lora_a": jnp.ones(injected.shapes[layer]["lora_a"])}
         for layer, leaves in adapters.items()

@@ -10,6 +10,7 @@ from ffalora_jax import rng
 from ffalora_jax.blocks import run_blocks
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import init_factors, inject
+from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.targets import parse_blocks
 
 INPUTS = jnp.sin(jnp.arange(24.0)).reshape(4, 6)
@@ -43,8 +44,11 @@ class Mine(nnx.Module):
         return self.head(x)
 
 
-def normal(key, features, rank):
+def _normal(key, features, rank):
     return jax.random.normal(key, (features, rank))
+
+
+normal = LoraInit("of the tests", _normal)
 
 
 def injected(model=None, targets=r".*(query|value)", rank=2, lora_alpha=6.0, **settings):

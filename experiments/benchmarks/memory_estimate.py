@@ -130,9 +130,9 @@ def llama_round(config, clients, examples, tokens, scan_layers=False, remat=Fals
     experiment = Experiment(batch_size=examples).replace(**{"privacy.noise_multiplier": 1.0})
     method = registry.lookup("methods", "ffa_lora")()
     mechanism = registry.lookup("mechanisms", "dp_sgd")(experiment)
-    draw = registry.lookup("inits", "kaiming")()
+    init = registry.lookup("inits", "kaiming")()
     model = model._replace(backbone=backbone)
-    frozen, state = initial_state(model, method, draw, experiment, clients)
+    frozen, state = initial_state(model, method, init, experiment, clients)
     rows = np.array_split(np.arange(8 * clients), clients)
     ids = np.ones((8 * clients, tokens), np.int32)
     inputs = {"input_ids": ids, "attention_mask": ids > 0, "response_mask": ids > 0}

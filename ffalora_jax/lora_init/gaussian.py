@@ -2,7 +2,7 @@
 
 import jax
 
-from ffalora_jax.lora_init import LoraInit
+from ffalora_jax.lora_init import SEED_ONLY, LoraInit
 
 
 def build() -> LoraInit:
@@ -11,4 +11,4 @@ def build() -> LoraInit:
     def draw(key, features, rank):
         return jax.random.normal(key, (features, rank)) / rank
 
-    return draw
+    return LoraInit(SEED_ONLY, draw)

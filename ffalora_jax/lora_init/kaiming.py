@@ -2,7 +2,7 @@
 
 import jax
 
-from ffalora_jax.lora_init import LoraInit
+from ffalora_jax.lora_init import SEED_ONLY, LoraInit
 
 
 def build() -> LoraInit:
@@ -12,4 +12,4 @@ def build() -> LoraInit:
         bound = features**-0.5
         return jax.random.uniform(key, (features, rank), minval=-bound, maxval=bound)
 
-    return draw
+    return LoraInit(SEED_ONLY, draw)
