@@ -51,6 +51,14 @@ def roberta(tmp_path_factory):
     return ffa.simulate(experiment, columns(), out=place / "run")
 
 
+@pytest.fixture(scope="module", params=["pissa", "olora"])
+def begun(request, roberta, tmp_path_factory):
+    """A run that began from a part of W, on the same checkpoint."""
+    changes = {"method.init": request.param, "method.name": "fedavg_lora", "method.use_rslora": True}
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    return ffa.simulate(roberta.experiment.replace(**changes), columns(), out=out)
+
+
 @pytest.fixture(scope="module")
 def personal(tmp_path_factory):
     """A run whose head stays at each client."""
@@ -157,3 +165,30 @@ def test_a_model_of_no_checkpoint_cannot_be_merged(personal, tmp_path, refused, 
     path = shlex.quote(str(personal.path))
     assert_says(refused(f"export {path} out --merge"), ["--client"])
     assert_says(refused(f"export {path} out --merge --client north"), ["Cannot merge", "--merge"])
+
+
+def test_an_adapter_that_began_from_a_part_of_w_is_plain_lora_of_twice_the_rank(begun, tmp_path):
+    """On the published base; so PEFT reads it, whatever it makes of PiSSA itself."""
+    export_run(begun, tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["init_lora_weights"]) == (4, True)
+    export_run(begun, tmp_path / "merged", merge=True)
+    again = ffa.load_run(begun.path)
+    back = ffa.load_adapter(begun.experiment.model.name, tmp_path / "adapter", max_tokens=16)
+    for mine, twice, theirs in zip(
+        *(r.predict(TEXTS) for r in (begun, again, back)), strict=True
+    ):
+        for name, share in mine.probabilities.items():
+            assert twice.probabilities[name] == pytest.approx(share, abs=1e-6)
+            assert theirs.probabilities[name] == pytest.approx(share, abs=1e-5)
+    pytest.importorskip("peft")
+    assert run_snippet(tmp_path / "adapter") == begun.predict(TEXTS[:1])[0].label
+    assert run_snippet(tmp_path / "merged") == begun.predict(TEXTS[:1])[0].label
+
+
+def test_leaves_that_peft_has_no_form_for_are_refused_by_name(tmp_path):
+    changes = {"model.name": "tiny", "method.name": "fedex_lora"}
+    run = ffa.simulate(from_table(SETTINGS).replace(**changes), columns(), out=tmp_path / "run")
+    with pytest.raises(ffa.InputError, match="no form for the method's leaves residual"):
+        export_run(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
