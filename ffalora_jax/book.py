@@ -70,13 +70,21 @@ class Book:
                     "participants": took_part.tolist(),
                     "update_norm": float(infos.update_norm[index]),
                     "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
-                    "clipped_share": clip.num_clipped / drawn if drawn else None,
+                    "clipped_share": self._clipped(
+                        np.asarray(infos.facts.update_norm[index][slots])
+                    )
+                    if self.run.mechanism.is_central
+                    else (clip.num_clipped / drawn if drawn else None),
                     "gradient_norm": clip.norm_sum / whole if whole else None,
                     "drawn": int(clip.num_real),
                     "broken": int(clip.num_broken),
                 }
             )
         return found
+
+    def _clipped(self, norms: np.ndarray) -> float | None:
+        """Share of a round's uploads that were above the clip norm."""
+        return float(np.mean(norms > self.run.experiment.privacy.clip_norm)) if norms.size else None
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to metrics.jsonl; of a file that did not stand as saved, the rest is written anew."""

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
 from ffalora_jax import rng
+from ffalora_jax.rng import Keys
 from ffalora_jax.types import Leaf
 
 
@@ -94,12 +95,33 @@ def data_hash(data: ClientData) -> str:
     return digest.hexdigest()
 
 
+class RoundSettings(NamedTuple):
+    """Static facts of a round."""
+
+    num_clients: int
+    cohort_size: int
+    cohort_sampling: str
+    chunk: int
+    weighted: bool
+    rounds_per_call: int
+    secret_cohort: bool = False
+    """Who takes part is drawn from the secret key, and is what the mechanism paid for."""
+    by_slot: bool = False
+    """Data, numbers and personal leaves hold the cohort's slots only, in their order (``deal``)."""
+
+    def slots(self, shards: int) -> int:
+        """Returns the static number of client slots, a multiple of the devices that share them."""
+        count = cohort_capacity(self.num_clients, self.cohort_size, self.cohort_sampling)
+        return -(-count // shards) * shards
+
+
 def draw_cohort(
     key: Array, num_clients: int, cohort_size: int, sampling: str, capacity: int
 ) -> Cohort:
     """Draws the clients of a round: exactly ``cohort_size``, or each with cohort_size / num_clients.
 
-    Privacy is never amplified by this draw (the server sees who takes part), so its key is public.
+    The server sees who takes part, so nothing is amplified by this draw and its key is public; only a
+    mechanism whose server is trusted draws in secret (``draw_cohort_of``).
     """
     if sampling == "fixed" and cohort_size == num_clients:
         return Cohort(jnp.arange(num_clients), jnp.ones(num_clients, bool))
@@ -124,6 +146,24 @@ def threshold(probability: float) -> np.uint32:
     A float32 would do so in steps of 2^-23 and round up: at a probability of 1e-6, 7 % too often.
     """
     return np.uint32(min(int(probability * 2**32), 2**32 - 1))
+
+
+def draw_cohort_of(settings: RoundSettings, keys: Keys, round_index) -> Cohort:
+    """Draws the clients of a round; in secret where the mechanism needs it so."""
+    count, size = settings.num_clients, settings.cohort_size
+    if settings.secret_cohort and size < count:
+        key = rng.stream(keys.secret, rng.Purpose.SECRET_COHORT, round_index)
+        limit = jnp.asarray(threshold(size / count))
+        return Cohort(
+            *draw_batch(key, jnp.arange(count), jnp.int32(count), limit, settings.slots(1))
+        )
+    return draw_cohort(
+        rng.stream(keys.public, rng.Purpose.COHORT, round_index),
+        settings.num_clients,
+        settings.cohort_size,
+        settings.cohort_sampling,
+        settings.slots(1),
+    )
 
 
 def draw_batch(

@@ -146,7 +146,10 @@ class ServerConfig:
 class PrivacyConfig:
     """What is protected, and how strongly."""
 
-    mechanism: Annotated[str, Doc("dp_sgd, or none (from `ffalora list mechanisms`)")] = "dp_sgd"
+    mechanism: Annotated[
+        str,
+        Doc("dp_sgd (an example), dp_fedavg (a whole client) or none: `ffalora list mechanisms`"),
+    ] = "dp_sgd"
     epsilon: Annotated[
         float | None,
         Doc(
@@ -158,7 +161,9 @@ class PrivacyConfig:
         float | None, Doc("noise stddev on the summed gradients, in units of clip_norm")
     ] = None
     delta: Annotated[float, Doc("probability with which the guarantee may fail, per client")] = 1e-5
-    clip_norm: Annotated[float, Doc("L2 bound of one example's gradient, over all leaves")] = 1.0
+    clip_norm: Annotated[
+        float, Doc("L2 bound over all leaves: of an example's gradient, or of a client's update")
+    ] = 1.0
     accountant: Annotated[
         str, Doc("pld; rdp does not know capped draws, only `privacy` has it")
     ] = "pld"

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ffalora_jax.cohort import ClientData, Cohort, Prefix
+from ffalora_jax.cohort import ClientData, Cohort, Prefix, RoundSettings
 from ffalora_jax.mesh import dealt, gathered, my_shards, num_shards
-from ffalora_jax.round import ClientNumbers, RoundSettings
+from ffalora_jax.round import ClientNumbers
 from ffalora_jax.types import Tree
 
 

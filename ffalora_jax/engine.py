@@ -10,12 +10,13 @@ import numpy as np
 
 from ffalora_jax import rng
 from ffalora_jax.chunking import GIB, check_fits, is_out_of_memory
-from ffalora_jax.cohort import Cohort
+from ffalora_jax.cohort import Cohort, draw_cohort_of
 from ffalora_jax.deal import Dealer, Hand
 from ffalora_jax.memory import free_bytes
 from ffalora_jax.mesh import replicated
 from ffalora_jax.prepare import Prepared
-from ffalora_jax.round import Keys, RoundInfo, RoundState, draw_cohort_of
+from ffalora_jax.rng import Keys
+from ffalora_jax.round import RoundInfo, RoundState
 from ffalora_jax.types import Tree
 
 
@@ -120,7 +121,7 @@ class Engine:
         return self._dealer.deal(self._cohort(keys, index))
 
     def _cohort(self, keys: Keys, index: int) -> Cohort:
-        return jax.tree.map(np.asarray, self._draw(keys.public, jnp.int32(index)))
+        return jax.tree.map(np.asarray, self._draw(keys, jnp.int32(index)))
 
     @property
     def _changes(self) -> bool:

@@ -32,7 +32,8 @@ from ffalora_jax.mesh import num_shards, replicated
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.processes import from_first, text_from_first
 from ffalora_jax.report import write_report
-from ffalora_jax.round import Keys, RoundInfo, RoundState
+from ffalora_jax.rng import Keys
+from ffalora_jax.round import RoundInfo, RoundState
 from ffalora_jax.run_folder import RunFolder
 
 CALL_SECONDS = 4.0

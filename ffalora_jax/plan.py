@@ -22,7 +22,7 @@ from ffalora_jax.memory import free_bytes
 from ffalora_jax.mesh import num_shards
 from ffalora_jax.packing import FILLED
 from ffalora_jax.prepare import HOST_BYTES, Prepared
-from ffalora_jax.round import Keys
+from ffalora_jax.rng import Keys
 from ffalora_jax.run_facts import message_bytes
 
 EFFICIENCY = 0.35

@@ -20,7 +20,7 @@ from ffalora_jax import partition, registry
 from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
-from ffalora_jax.cohort import ClientData, host_data, threshold
+from ffalora_jax.cohort import ClientData, RoundSettings, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
@@ -35,7 +35,7 @@ from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import Packing
-from ffalora_jax.round import ClientNumbers, RoundSettings, RoundState, make_round, make_rounds
+from ffalora_jax.round import ClientNumbers, RoundState, make_round, make_rounds
 from ffalora_jax.server import Server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
@@ -126,13 +126,19 @@ def prepare(
     loaded = load_model(experiment, model, dataset.num_classes)
     injected = inject(experiment, loaded)
     schedule = Schedule(experiment.rounds, experiment.local_steps, expected)
-    mechanism = make_mechanism(experiment.replace(batch_size=expected))
+    mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     encoded = encode(dataset, loaded, experiment.model.max_tokens)
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
     begin = {} if loaded.start is None else loaded.start.adapters
     server = Server(method, _server_optimizer(experiment), redraw(injected, method, init))
+    if mechanism.is_central:
+        server = server._replace(
+            mechanism=mechanism,
+            noise_multiplier=plan.clients[0].noise_multiplier,
+            clients=cohort_size,
+        )
     server.check(experiment.method.name)
     frozen, state = initial_state(injected, method, init, experiment, len(rows), begin)
     whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
@@ -147,6 +153,7 @@ def prepare(
         chunk=1,
         weighted=experiment.weighted,
         rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
+        secret_cohort=mechanism.is_central,
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))
     settings = _where_data_lies(experiment, settings, whole)

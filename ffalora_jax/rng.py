@@ -9,6 +9,7 @@ roots in different domains and use different purposes, so they never meet, equal
 import enum
 import secrets
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,15 @@ class Purpose(enum.IntEnum):
     BATCH = 20  # indices: round, client, step
     NOISE = 21  # indices: round, client, step, leaf
     DROPOUT = 22  # indices: round, client, step, example, layer
+    SERVER_NOISE = 23  # indices: round, leaf
+    SECRET_COHORT = 24  # indices: round
+
+
+class Keys(NamedTuple):
+    """Roots of the two kinds of randomness."""
+
+    public: jax.Array
+    secret: jax.Array
 
 
 _PUBLIC_DOMAIN = 0x5EED0001

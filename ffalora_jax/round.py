@@ -19,8 +19,10 @@ from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
 from ffalora_jax.aggregation import weighted_sum
 from ffalora_jax.client import ClientFacts, Frozen, Participant
-from ffalora_jax.cohort import Batch, ClientData, Cohort, cohort_capacity, draw_cohort
+from ffalora_jax.cohort import Batch, ClientData, Cohort, RoundSettings, draw_cohort_of
+from ffalora_jax.mechanisms import Mechanism
 from ffalora_jax.mesh import kept_dealt, kept_whole, num_shards, over_devices
+from ffalora_jax.rng import Keys
 from ffalora_jax.server import Server
 from ffalora_jax.types import Adapters, Leaf, Tree
 
@@ -37,13 +39,6 @@ class RoundState:
     """0-based, int32 scalar."""
     server: Tree = ()
     """State of the server's optimiser, phase by phase."""
-
-
-class Keys(NamedTuple):
-    """Roots of the two kinds of randomness; see ``rng``."""
-
-    public: Array
-    secret: Array
 
 
 class ClientNumbers(NamedTuple):
@@ -66,24 +61,6 @@ class RoundInfo(NamedTuple):
     """L2 norm of the mean update."""
     facts: ClientFacts
     """Per slot. Not private."""
-
-
-class RoundSettings(NamedTuple):
-    """Static facts of a round."""
-
-    num_clients: int
-    cohort_size: int
-    cohort_sampling: str
-    chunk: int
-    weighted: bool
-    rounds_per_call: int
-    by_slot: bool = False
-    """Data, numbers and personal leaves hold the cohort's slots only, in their order (``deal``)."""
-
-    def slots(self, shards: int) -> int:
-        """Returns the static number of client slots, a multiple of the devices that share them."""
-        count = cohort_capacity(self.num_clients, self.cohort_size, self.cohort_sampling)
-        return -(-count // shards) * shards
 
 
 def make_round(
@@ -134,6 +111,9 @@ def _make_phase(
         ends, facts = over_clients(local_update, given, everyone, settings.chunk)
         sent = leaves.select(ends, leaves.names(active))
         uploads = jax.vmap(method.upload, in_axes=(None, 0), axis_size=count)(active, sent)
+        if server.mechanism is not None:
+            uploads, norms = _bounded(server.mechanism, uploads, method.upload(active, active))
+            facts = facts._replace(update_norm=norms)
         mine = leaves.select(ends, leaves.names(personal))
         return (mine, uploads), facts, weighted_sum(uploads, is_real, weights)
 
@@ -147,7 +127,7 @@ def _make_phase(
         cohort: Cohort | None = None,
     ) -> tuple[RoundState, RoundInfo]:
         if cohort is None:
-            cohort = draw_cohort_of(settings, keys.public, state.round_index)
+            cohort = draw_cohort_of(settings, keys, state.round_index)
         filled, batches = _fill_up(cohort, batches, shards)
         filled = kept_whole(mesh, filled)
         clients, is_real = filled
@@ -169,6 +149,7 @@ def _make_phase(
             phase,
             state.adapters,
             state.server,
+            rng.stream(keys.secret, rng.Purpose.SERVER_NOISE, state.round_index),
             sums,
             lambda nothing: _of_those_there(uploads, nothing, weights, filled),
         )
@@ -183,15 +164,11 @@ def _make_phase(
     return round_step
 
 
-def draw_cohort_of(settings: RoundSettings, public: Array, round_index) -> Cohort:
-    """Draws the clients of a round."""
-    return draw_cohort(
-        rng.stream(public, rng.Purpose.COHORT, round_index),
-        settings.num_clients,
-        settings.cohort_size,
-        settings.cohort_sampling,
-        settings.slots(1),
-    )
+def _bounded(mechanism: Mechanism, uploads: Tree, nothing: Tree) -> tuple[Tree, Array]:
+    """Returns what each upload moved, within the mechanism's bound, and the norms before it."""
+    assert mechanism.private_update is not None
+    moved = jax.tree.map(lambda leaf, own: leaf - own[None], uploads, nothing)
+    return jax.vmap(mechanism.private_update)(moved)
 
 
 def _fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort, Batch | None]:

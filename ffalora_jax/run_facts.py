@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ffalora_jax import accounting
 from ffalora_jax._version import __version__
 from ffalora_jax.adapters import nbytes, select
 from ffalora_jax.partition import MOST_LISTED, class_table
@@ -32,6 +31,12 @@ NOT_PROTECTED = (
     "held-out data: accuracies are computed on it without noise",
     "fields of metrics.jsonl marked as not private, and the pictures made from them",
 )
+NOT_PROTECTED_CLIENTS = (
+    "who the clients are and what they hold: every file of the run folder but adapter/ names or counts them",
+    *NOT_PROTECTED[3:],
+)
+"""Where a whole client is protected, and it may not show that it was there."""
+OF_CLIENTS = ("participants", "client_update_norms", "bytes_up", "bytes_down")
 NOT_PRIVATE_FIELDS = (
     "loss",
     "seconds",
@@ -85,14 +90,15 @@ def privacy(
 ) -> dict[str, Any]:
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
-    steps = rounds_done * run.experiment.local_steps
+    steps = rounds_done * plan.steps_a_round
     clients = {}
     for (sampling, noise_multiplier), alike in plan.kinds.items():
         epsilon = None if plan.unit is None else plan.spent(alike[0], rounds_done)
+        paid = plan.clients[alike[0]].priced or sampling
         facts = {
             "num_examples": sampling.num_examples,
-            "sampling_probability": sampling.probability,
-            "capacity": sampling.capacity,
+            "sampling_probability": paid.probability,
+            "capacity": paid.capacity,
             "noise_multiplier": noise_multiplier,
             "steps": steps,
             "epsilon": epsilon,
@@ -100,7 +106,7 @@ def privacy(
         clients |= dict.fromkeys(alike, facts)
     return {
         "unit": plan.unit,
-        "neighbours": accounting.NEIGHBOURS if plan.unit else None,
+        "neighbours": plan.neighbours,
         "trust_model": _trust_model(run),
         "statement": run.mechanism.statement,
         "mechanism": settings.mechanism,
@@ -116,8 +122,8 @@ def privacy(
         "clients": listed(run.train_names, [clients[k] for k in range(len(plan.clients))]),
         "releasable": bool(plan.unit) and not given_noise_seed,
         "release_note": _release_note(plan.unit, given_noise_seed),
-        "not_protected": list(NOT_PROTECTED),
-        "not_private_fields": list(NOT_PRIVATE_FIELDS),
+        "not_protected": list(NOT_PROTECTED if plan.unit != "client" else NOT_PROTECTED_CLIENTS),
+        "not_private_fields": [*NOT_PRIVATE_FIELDS, *OF_CLIENTS * (plan.unit == "client")],
         "sampler": "floating-point Gaussian: for simulation, a release needs a secure sampler",
         "warnings": list(plan.warnings),
     }
@@ -234,7 +240,8 @@ def _release_note(unit: str | None, given_noise_seed: bool) -> str:
             "reproducible, not releasable: the noise seed was given by hand, and whoever knows it can take "
             "the noise away; run again without noise_seed before anything leaves the house"
         )
-    return "the noise is fresh entropy, kept only in checkpoints/: hand on adapter/ and privacy.json alone"
+    files = "adapter/ alone" if unit == "client" else "adapter/ and privacy.json alone"
+    return f"the noise is fresh entropy, kept only in checkpoints/: hand on {files}"
 
 
 def _git_commit() -> str | None:

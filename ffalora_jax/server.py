@@ -14,6 +14,7 @@ from jaxtyping import Array
 from ffalora_jax import adapters as leaves
 from ffalora_jax.aggregation import Sums, mean_upload
 from ffalora_jax.errors import InputError
+from ffalora_jax.mechanisms import Mechanism
 from ffalora_jax.methods import Method
 from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 
@@ -31,6 +32,11 @@ class Server(NamedTuple):
     None: the mean as it is."""
     redraw: Callable[[Array, Array], Adapters] = _nothing
     """(public root key, round index) -> factors drawn anew before that round; none for most methods."""
+    mechanism: Mechanism | None = None
+    """One that adds its noise here; None: what comes is private already, or nothing is promised."""
+    noise_multiplier: float = 0.0
+    clients: int = 1
+    """Expected number in a round, by which such a mechanism divides."""
 
     def check(self, name: str) -> None:
         """Refuses an optimiser beside a method that reads more than the mean.
@@ -42,6 +48,18 @@ class Server(NamedTuple):
             raise InputError(
                 f"method.name {name!r} reads each client's upload and not the mean alone, so an optimiser on "
                 "the mean says nothing: leave server.optimizer at average, or take ffa_lora, fedavg_lora, ..."
+            )
+        if self.mechanism is None:
+            return
+        what = ""
+        if self.method.reads_uploads:
+            what = "reads each client's upload, and the noise is in their sum alone"
+        elif self.method.is_baseline:
+            what = "is a yardstick in which no clients meet"
+        if what:
+            raise InputError(
+                f"method.name {name!r} {what}: take ffa_lora, fedavg_lora, rolora, ..., or "
+                "--privacy.mechanism dp_sgd."
             )
 
     def active(self, adapters: Adapters, phase: int) -> Adapters:
@@ -60,6 +78,7 @@ class Server(NamedTuple):
         phase: int,
         adapters: Adapters,
         memory: Tree,
+        key: Array,
         sums: Sums,
         uploads: Callable[[Adapters], tuple[Tree, Array]],
     ) -> tuple[Adapters, Tree]:
@@ -69,15 +88,25 @@ class Server(NamedTuple):
             phase: of the round.
             adapters: all its leaves before.
             memory: the optimiser's state before.
+            key: of this round's noise, for a mechanism that adds it here.
             sums: over the clients.
             uploads: (what an empty slot sends) -> (stacked uploads, weights), for methods that read them.
         """
         active = self.active(adapters, phase)
         nothing = self.method.upload(active, active)
-        mean = mean_upload(sums, fallback=nothing)
+        mean = self._mean(key, sums, nothing)
         if self.optimizer is not None:
             gradient = jax.tree.map(jnp.subtract, nothing, mean)
             change, mine = self.optimizer.update(gradient, memory[phase], nothing)
             mean = jax.tree.map(jnp.add, nothing, change)
             memory = (*memory[:phase], mine, *memory[phase + 1 :])
         return self.method.read(adapters, mean, *uploads(nothing)), memory
+
+    def _mean(self, key: Array, sums: Sums, nothing: Tree) -> Tree:
+        """Returns the mean upload: of what came, or what the mechanism makes of the sum of what moved."""
+        if self.mechanism is None or self.mechanism.private_total is None:
+            return mean_upload(sums, fallback=nothing)
+        moved = self.mechanism.private_total(
+            key, sums.weighted, self.noise_multiplier, self.clients
+        )
+        return jax.tree.map(jnp.add, nothing, moved)

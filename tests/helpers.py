@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from ffalora_jax import rng
+from ffalora_jax import registry, rng
 from ffalora_jax.cohort import draw_local_batches
 from ffalora_jax.config import (
     DataConfig,
@@ -61,6 +61,13 @@ def prepared(
         ),
     )
     return prepare(experiment)
+
+
+def go_together(method: str, mechanism: str) -> bool:
+    """Whether a method can have a mechanism: one that noises the sum shows no upload to anybody."""
+    found = registry.lookup("methods", method)()
+    central = mechanism in ("dp_fedavg",)
+    return not (central and (found.reads_uploads or found.is_baseline))
 
 
 def keys(run: Prepared) -> Keys:

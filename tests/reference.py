@@ -52,9 +52,8 @@ def nested(leaves):
     return tree
 
 
-def noise(secret, round_index, client, step, leaves, stddev):
-    """Returns the noise of one step, leaf by leaf in sorted order, from the documented stream."""
-    base = rng.stream(secret, rng.Purpose.NOISE, round_index, client, step)
+def noise(base, leaves, stddev):
+    """Returns noise for some leaves, one by one in sorted order, from the key of a documented stream."""
     drawn = {}
     for index, place in enumerate(sorted(leaves)):
         sample = jax.random.normal(
@@ -95,7 +94,8 @@ def local_update(
             for place in total:
                 total[place] += scale * gradient[place]
         if noise_multiplier > 0:
-            added = noise(secret, round_index, client, step, leaves, noise_multiplier * clip_norm)
+            base = rng.stream(secret, rng.Purpose.NOISE, round_index, client, step)
+            added = noise(base, leaves, noise_multiplier * clip_norm)
             total = {place: total[place] + added[place] for place in total}
         leaves = {
             place: leaf - learning_rate * total[place] / expected for place, leaf in leaves.items()
@@ -103,12 +103,36 @@ def local_update(
     return leaves
 
 
+def client_level(uploads, shared, *, base, clip_norm, noise_multiplier, clients):
+    """Returns the server's mean of what the uploads moved: each clipped, noise on the sum, divided."""
+    total = {place: np.zeros_like(leaf) for place, leaf in shared.items()}
+    for upload in uploads:
+        moved = {place: upload[place] - shared[place] for place in shared}
+        norm = np.sqrt(sum((leaf**2).sum() for leaf in moved.values()))
+        scale = min(1.0, clip_norm / norm) if norm > 0 else 1.0
+        total = {place: total[place] + scale * moved[place] for place in total}
+    added = noise(base, total, noise_multiplier * clip_norm)
+    return {place: shared[place] + (total[place] + added[place]) / clients for place in total}
+
+
 def federated_round(
-    apply, frozen, shared, personal, data, cohort, batches, *, server, weights=None, **settings
+    apply,
+    frozen,
+    shared,
+    personal,
+    data,
+    cohort,
+    batches,
+    *,
+    server,
+    weights=None,
+    central=None,
+    **settings,
 ):
     """One round over a cohort. Returns (shared leaves, personal leaves by client).
 
-    ``server(uploads, shares) -> shared leaves`` is the method's rule (``server_rules``).
+    ``server(uploads, shares) -> shared leaves`` is the method's rule (``server_rules``). ``central``: clip
+    norm, noise multiplier and expected clients of client-level DP; the clients' own steps have no noise then.
     """
     uploads, personal = [], dict(personal)
     multipliers = settings.pop("noise_multipliers")
@@ -127,6 +151,10 @@ def federated_round(
         if personal:
             personal[client] = {where: end[where] for where in personal[client]}
         uploads.append({where: end[where] for where in flat(shared)})
+    if central is not None:
+        base = rng.stream(settings["secret"], rng.Purpose.SERVER_NOISE, settings["round_index"])
+        mean = client_level(uploads, flat(shared), base=base, **central)
+        return server([mean], np.ones(1)), personal
     if not uploads:
         return server([flat(shared)], np.ones(1)), personal
     shares = (

@@ -54,7 +54,11 @@ def roberta(tmp_path_factory):
 @pytest.fixture(scope="module", params=["pissa", "olora"])
 def begun(request, roberta, tmp_path_factory):
     """A run that began from a part of W, on the same checkpoint."""
-    changes = {"method.init": request.param, "method.name": "fedavg_lora", "method.use_rslora": True}
+    changes = {
+        "method.init": request.param,
+        "method.name": "fedavg_lora",
+        "method.use_rslora": True,
+    }
     out = tmp_path_factory.mktemp(request.param) / "run"
     return ffa.simulate(roberta.experiment.replace(**changes), columns(), out=out)
 
@@ -175,9 +179,7 @@ def test_an_adapter_that_began_from_a_part_of_w_is_plain_lora_of_twice_the_rank(
     export_run(begun, tmp_path / "merged", merge=True)
     again = ffa.load_run(begun.path)
     back = ffa.load_adapter(begun.experiment.model.name, tmp_path / "adapter", max_tokens=16)
-    for mine, twice, theirs in zip(
-        *(r.predict(TEXTS) for r in (begun, again, back)), strict=True
-    ):
+    for mine, twice, theirs in zip(*(r.predict(TEXTS) for r in (begun, again, back)), strict=True):
         for name, share in mine.probabilities.items():
             assert twice.probabilities[name] == pytest.approx(share, abs=1e-6)
             assert theirs.probabilities[name] == pytest.approx(share, abs=1e-5)

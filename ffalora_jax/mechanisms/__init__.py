@@ -28,8 +28,11 @@ class ClientPlan(NamedTuple):
 
     sampling: Sampling
     noise_multiplier: float
+    """Noise stddev on a sum, in units of the clip norm: on the client's, or on that over clients."""
     event: Any
     """DpEvent of one step (None where nothing is promised); a run composes it with itself."""
+    priced: Sampling | None = None
+    """What is sampled and paid for, where that is not the draw of examples: clients."""
 
 
 class Plan(NamedTuple):
@@ -47,6 +50,10 @@ class Plan(NamedTuple):
     rounds_within_budget: int
     """Rounds after which the next one would pass the budget of some client."""
     warnings: tuple[str, ...] = ()
+    steps_a_round: int = 1
+    """Noised sums a round that a client is in."""
+    neighbours: str | None = None
+    """Which data sets the guarantee compares."""
 
     @property
     def kinds(self) -> dict[tuple[Sampling, float], list[int]]:
@@ -79,6 +86,21 @@ class Mechanism(NamedTuple):
     statement: str = ""
     """In words: what is protected, against whom."""
     trust_model: str = ""
+    private_update: Callable | None = None
+    """(what a client's upload moved) -> (the same within the clip norm, its norm before); None: what leaves a
+    client is private already."""
+    private_total: Callable | None = None
+    """(key, sum of bounded uploads, noise multiplier, expected number of clients) -> their mean, which the
+    server may use."""
+
+    @property
+    def is_central(self) -> bool:
+        """Whether the noise is added to the sum over the clients.
+
+        They are the privacy unit then, who takes part is drawn in secret, and a method that reads single
+        uploads cannot have it.
+        """
+        return self.private_total is not None
 
 
 def nothing_promised(client: int, rounds: int) -> float:

@@ -10,14 +10,12 @@ import bisect
 import functools
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from ffalora_jax import accounting, rng
+from ffalora_jax import accounting
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan
-from ffalora_jax.types import Tree
+from ffalora_jax.mechanisms._noise import add_noise, affordable_rounds
 
 MOST_GROUPS = 8
 """Client sizes priced one by one; of more, all clients take the noise that the smallest one needs."""
@@ -65,7 +63,7 @@ def build(experiment: Experiment) -> Mechanism:
         affordable = schedule.rounds
         if settings.budget is not None and not calibrated:
             affordable = min(
-                _affordable_rounds(draw, sigma, schedule, settings)
+                affordable_rounds(draw, sigma, schedule.local_steps, schedule.rounds, settings)
                 for draw, sigma in {(priced[d], s) for d, s in zip(draws, multipliers, strict=True)}
             )
         return Plan(
@@ -76,6 +74,8 @@ def build(experiment: Experiment) -> Mechanism:
             spent,
             affordable,
             tuple(sorted({w for w in warnings if w})),
+            steps_a_round=schedule.local_steps,
+            neighbours=accounting.NEIGHBOURS,
         )
 
     def private_grad(key, total, noise_multiplier):
@@ -98,24 +98,6 @@ def build(experiment: Experiment) -> Mechanism:
     )
 
 
-def add_noise(key: Array, total: Tree, stddev: Float[Array, ""] | float) -> Tree:
-    """Adds independent Gaussian noise to every entry of a sum, in float32.
-
-    Guarantee: N(0, stddev^2) in every entry, each leaf from a key of its own. The Gaussian is a
-    floating-point one: right for simulation, not a secure sampler (SECURITY.md).
-    """
-    leaves, structure = jax.tree.flatten(total)
-    noised = list(leaves)
-    # Leaves of one shape are drawn together: the same numbers, and the program stays small.
-    for shape in dict.fromkeys(leaf.shape for leaf in leaves):
-        places = [index for index, leaf in enumerate(leaves) if leaf.shape == shape]
-        keys = jax.vmap(lambda index: rng.leaf(key, index))(jnp.asarray(places))
-        drawn = jax.vmap(lambda one, shape=shape: jax.random.normal(one, shape, jnp.float32))(keys)
-        for place, sample in zip(places, drawn, strict=True):
-            noised[place] = leaves[place] + stddev * sample
-    return jax.tree.unflatten(structure, noised)
-
-
 def _multipliers(draws, steps, settings) -> list[float]:
     if settings.noise_multiplier is not None:
         accounting.check_noise(settings.noise_multiplier)
@@ -135,18 +117,3 @@ def _priced(draws):
     groups = sorted(set(draws))
     priced = groups[:: -(-len(groups) // MOST_GROUPS)]
     return {draw: priced[bisect.bisect_right(priced, draw) - 1] for draw in groups}
-
-
-def _affordable_rounds(draw, noise_multiplier, schedule, settings) -> int:
-    """Returns the most rounds that keep to the budget, by bisection."""
-
-    def inside(rounds):
-        steps = rounds * schedule.local_steps
-        spent = accounting.epsilon_of(draw, noise_multiplier, steps, settings.delta)
-        return spent <= settings.budget
-
-    low, high = 0, schedule.rounds
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if inside(middle) else (low, middle - 1)
-    return low

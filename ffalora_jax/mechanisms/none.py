@@ -25,6 +25,7 @@ def build(experiment: Experiment) -> Mechanism:
             no_epsilons,
             nothing_promised,
             rounds_within_budget=schedule.rounds,
+            steps_a_round=schedule.local_steps,
         )
 
     def private_grad(key, total, noise_multiplier):

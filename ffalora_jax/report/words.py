@@ -135,8 +135,14 @@ def answer(run: Run) -> str:
     traffic = f"{size(facts.bytes_per_client)} sent and received per site"
     if facts.epsilon is None or facts.delta is None:
         return f"{gained}; nothing is protected by noise, and it cost {traffic}."
+    whole = run.privacy["unit"] == "client"
+    what = (
+        f"every whole site with all its {things}"
+        if whole
+        else f"every single training {things[:-1]}"
+    )
     return (
-        f"{gained}; every single training {things[:-1]} is protected with epsilon {facts.epsilon:.2f} "
+        f"{gained}; {what} is protected with epsilon {facts.epsilon:.2f} "
         f"(delta {small(facts.delta)}), and it cost {traffic}."
     )
 

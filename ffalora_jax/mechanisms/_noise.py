@@ -1,0 +1,48 @@
+"""Gaussian noise on a tree, and how many rounds a budget pays for."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ffalora_jax import accounting, rng
+from ffalora_jax.config import PrivacyConfig
+from ffalora_jax.types import Tree
+
+
+def add_noise(key: Array, total: Tree, stddev: Float[Array, ""] | float) -> Tree:
+    """Adds independent Gaussian noise to every entry of a sum, in float32.
+
+    Guarantee: N(0, stddev^2) in every entry, each leaf from a key of its own. The Gaussian is a
+    floating-point one: right for simulation, not a secure sampler (SECURITY.md).
+    """
+    leaves, structure = jax.tree.flatten(total)
+    noised = list(leaves)
+    # Leaves of one shape are drawn together: the same numbers, and the program stays small.
+    for shape in dict.fromkeys(leaf.shape for leaf in leaves):
+        places = [index for index, leaf in enumerate(leaves) if leaf.shape == shape]
+        keys = jax.vmap(lambda index: rng.leaf(key, index))(jnp.asarray(places))
+        drawn = jax.vmap(lambda one, shape=shape: jax.random.normal(one, shape, jnp.float32))(keys)
+        for place, sample in zip(places, drawn, strict=True):
+            noised[place] = leaves[place] + stddev * sample
+    return jax.tree.unflatten(structure, noised)
+
+
+def affordable_rounds(
+    draw: accounting.Sampling,
+    noise_multiplier: float,
+    steps_a_round: int,
+    rounds: int,
+    settings: PrivacyConfig,
+) -> int:
+    """Returns the most of ``rounds`` that keep to the budget, by bisection."""
+
+    def inside(count):
+        steps = count * steps_a_round
+        spent = accounting.epsilon_of(draw, noise_multiplier, steps, settings.delta)
+        return settings.budget is None or spent <= settings.budget
+
+    low, high = 0, rounds
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if inside(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,127 @@
+"""Client-level DP: DP-FedAvg (McMahan et al. 2018, arXiv:1710.06963, Algorithm 1).
+
+A client trains as it likes, without noise. What its upload moved, over all sent leaves together, is clipped
+to C; the server adds Gaussian noise to the sum over the round's clients and divides by their *expected*
+number. Who takes part is a Poisson draw that nobody sees, so sampling amplifies. Protected is a whole
+client with all its examples, against everyone but the server.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ffalora_jax import accounting
+from ffalora_jax.cohort import cohort_capacity
+from ffalora_jax.config import Experiment
+from ffalora_jax.config_training import DEFAULT_EPSILON
+from ffalora_jax.errors import InputError
+from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan
+from ffalora_jax.mechanisms._noise import add_noise, affordable_rounds
+
+NEIGHBOURS = "add or remove one client with all its examples (the number of clients is public)"
+
+
+def build(experiment: Experiment) -> Mechanism:
+    """Returns DP-FedAvg with the experiment's clip norm, expected cohort and budget.
+
+    Raises:
+        InputError: clients weighted by size, or a cohort of a fixed size out of more clients.
+    """
+    settings, expected = experiment.privacy, experiment.batch_size
+    capacity = accounting.default_capacity(expected)
+    if experiment.weighted:
+        raise InputError(
+            "Expected weighted = false under dp_fedavg: a client that counts n_k times moves the sum by "
+            "n_k clip norms, and its size would show."
+        )
+
+    def plan(sizes, schedule, multipliers=None):
+        draw = _draw(experiment, len(sizes))
+        warning = accounting.check_delta(settings.delta, len(sizes))
+        calibrated = multipliers is None and settings.noise_multiplier is None
+        if multipliers is not None:
+            sigma = multipliers[0]
+        elif settings.noise_multiplier is not None:
+            sigma = settings.noise_multiplier
+            accounting.check_noise(sigma)
+        else:
+            budget = settings.budget or DEFAULT_EPSILON
+            sigma = accounting.noise_for(draw, budget, schedule.rounds, settings.delta)
+
+        @functools.cache
+        def curve(rounds):
+            after = list(range(1, rounds + 1))
+            return [0.0, *accounting.trajectory(draw, sigma, after, settings.delta)]
+
+        def spent(client, rounds):
+            return accounting.epsilon_of(draw, sigma, rounds, settings.delta)
+
+        affordable = schedule.rounds
+        if settings.budget is not None and not calibrated:
+            affordable = affordable_rounds(draw, sigma, 1, schedule.rounds, settings)
+        event = accounting.event_of(draw, sigma)
+        return Plan(
+            tuple(
+                ClientPlan(accounting.sampling(n, expected, capacity), sigma, event, draw)
+                for n in sizes
+            ),
+            capacity,
+            "client",
+            lambda client, rounds: curve(rounds),
+            spent,
+            affordable,
+            (warning,) if warning else (),
+            neighbours=NEIGHBOURS,
+        )
+
+    def private_grad(key, total, noise_multiplier):
+        return jax.tree.map(lambda leaf: leaf / expected, total)
+
+    def private_total(key, total, noise_multiplier, clients):
+        noised = add_noise(key, total, noise_multiplier * settings.clip_norm)
+        return jax.tree.map(lambda leaf: leaf / clients, noised)
+
+    return Mechanism(
+        plan,
+        private_grad,
+        clip_norm=math.inf,
+        statement=(
+            "Every whole client is protected, with all its examples: whoever sees the models that the "
+            "server gives out learns only a bounded amount (epsilon) about whether that client was there."
+        ),
+        trust_model=(
+            "everyone but the server: it sees each upload before the noise and adds the noise itself; so "
+            "do the clients only as far as the server's models tell them"
+        ),
+        private_update=functools.partial(bounded, clip_norm=settings.clip_norm),
+        private_total=private_total,
+    )
+
+
+def bounded(moved, clip_norm: float):
+    """Returns (a client's change within ``clip_norm`` in L2 over all leaves together, its norm before).
+
+    Guarantee: the norm of the result is at most ``clip_norm`` (1 + 1e-6), in float32; a change that is not
+    finite becomes zero. So adding or removing a client moves the sum by no more.
+    """
+    moved = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), moved)
+    norm = optax.tree.norm(moved)
+    scale = jnp.where(norm > clip_norm, clip_norm / norm, 1.0)
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(norm), scale * x, 0.0), moved), norm
+
+
+def _draw(experiment: Experiment, clients: int) -> accounting.Sampling:
+    """Returns the draw of clients that a round makes: with its cap, if that can bind."""
+    size = experiment.cohort_size or clients
+    if size == clients:
+        return accounting.Sampling(clients, 1.0, None)
+    if experiment.cohort_sampling != "poisson":
+        raise InputError(
+            f"Expected cohort_sampling = 'poisson' under dp_fedavg with {size} of {clients} clients in a "
+            f"round, got {experiment.cohort_sampling!r}: its bill is for independent draws."
+        )
+    capacity = cohort_capacity(clients, size, "poisson")
+    return accounting.Sampling(clients, size / clients, capacity if capacity < clients else None)
