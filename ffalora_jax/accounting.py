@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ffalora_jax import cache
@@ -25,6 +26,10 @@ _COARSE, _FINE = (
 PLD_SMALLEST_DELTA = 1e-15
 _VERSION = 1
 """Of the sums below: kept results of another version are not used."""
+
+
+Steps = int | tuple[tuple[float, int], ...]
+"""How many noised sums; or, where the noise goes by a schedule, (factor on the noise, how many) of each."""
 
 
 class Sampling(NamedTuple):
@@ -110,31 +115,45 @@ def event_of(draw: Sampling, noise_multiplier: float):
 
 
 def epsilon_of(
-    draw: Sampling, noise_multiplier: float, steps: int, delta: float, accountant: str = "pld"
+    draw: Sampling, noise_multiplier: float, steps: Steps, delta: float, accountant: str = "pld"
 ) -> float:
     """Returns the epsilon spent by ``steps`` noised sums.
 
-    Guarantee: an upper bound for exactly this sampling, composed over all steps at once.
+    Guarantee: an upper bound for exactly this sampling, composed over all steps at once, each with its
+    own noise where a schedule says so.
 
     Raises:
         InputError: a capped draw with RDP; a delta that PLD cannot resolve.
     """
     _check(draw, delta, accountant)
     check_noise(noise_multiplier)
-    if steps == 0:
+    kinds = _kinds(noise_multiplier, steps)
+    if not kinds:
         return 0.0
-    value = _epsilon(draw, noise_multiplier, steps, delta, accountant, _COARSE)
+    check_noise(min(noise for noise, _ in kinds))
+    value = _epsilon(draw, kinds, delta, accountant, _COARSE)
     if accountant == "pld" and value < 1:
-        value = _epsilon(draw, noise_multiplier, steps, delta, accountant, _FINE)
+        value = _epsilon(draw, kinds, delta, accountant, _FINE)
     return value
 
 
+def _kinds(noise_multiplier: float, steps: Steps) -> tuple[tuple[float, int], ...]:
+    """Returns (noise multiplier, how many sums) of each kind there is."""
+    parts = ((1.0, steps),) if isinstance(steps, int) else steps
+    counts: dict[float, int] = {}
+    for factor, count in parts:
+        noise = noise_multiplier * factor
+        counts[noise] = counts.get(noise, 0) + count
+    return tuple((noise, count) for noise, count in sorted(counts.items()) if count)
+
+
 def noise_for(
-    draw: Sampling, epsilon: float, steps: int, delta: float, accountant: str = "pld"
+    draw: Sampling, epsilon: float, steps: Steps, delta: float, accountant: str = "pld"
 ) -> float:
     """Returns the smallest noise multiplier whose ``steps`` sums spend at most ``epsilon``.
 
-    Found without the cap (fast), then raised until the capped draw keeps to the budget.
+    A schedule's factors come on top of it. Found without the cap (fast), then raised until the capped
+    draw keeps to the budget.
 
     Raises:
         InputError: as ``epsilon_of``; an epsilon that no reasonable noise reaches.
@@ -142,13 +161,14 @@ def noise_for(
     _check(draw, delta, accountant)
     positive(epsilon=epsilon)
     uncapped = draw._replace(capacity=None)
-    low, high = LEAST_NOISE, 1.0
+    smallest = min((f for f, _ in _kinds(1.0, steps)), default=1.0)
+    low, high = LEAST_NOISE / min(1.0, smallest), max(1.0, LEAST_NOISE / smallest)
     while epsilon_of(uncapped, high, steps, delta, accountant) > epsilon:
         low, high = high, high * 2
         if high > 1e4:
             raise InputError(
-                f"No noise multiplier up to 10,000 gives epsilon {epsilon} over {steps} steps: raise "
-                "epsilon or take fewer steps."
+                f"No noise multiplier up to 10,000 gives epsilon {epsilon} over "
+                f"{sum(count for _, count in _kinds(1.0, steps))} steps: raise epsilon or take fewer steps."
             )
     while high / low > 1.0005:
         middle = math.sqrt(low * high)
@@ -166,19 +186,19 @@ def noise_for(
 
 
 def trajectory(
-    draw: Sampling, noise_multiplier: float, steps_after: list[int], delta: float
+    draw: Sampling, noise_multiplier: float, steps_after: Sequence[Steps], delta: float
 ) -> list[float]:
-    """Returns epsilon after each number of steps; one distribution, composed with itself.
+    """Returns epsilon after each number of steps, ascending; one distribution, composed with itself.
 
     At most 48 points are computed; one in between gets the value of the next, an upper bound.
     """
-    if not steps_after:
-        return []
-    wanted = sorted(set(steps_after))
-    stride = -(-len(wanted) // 48)
-    grid = sorted({*wanted[::-1][::stride]})
-    known = {s: epsilon_of(draw, noise_multiplier, s, delta) for s in grid}
-    return [known[next(g for g in grid if g >= steps)] for steps in steps_after]
+    stride = -(-len(steps_after) // 48)
+    found, value = [], 0.0
+    for index in reversed(range(len(steps_after))):
+        if (len(steps_after) - 1 - index) % stride == 0:
+            value = epsilon_of(draw, noise_multiplier, steps_after[index], delta)
+        found.append(value)
+    return found[::-1]
 
 
 def _check(draw: Sampling, delta: float, accountant: str) -> None:
@@ -195,38 +215,30 @@ def _check(draw: Sampling, delta: float, accountant: str) -> None:
         )
 
 
-def _epsilon(draw, noise_multiplier, steps, delta, accountant, interval) -> float:
-    question = [
-        _VERSION,
-        *draw,
-        noise_multiplier,
-        steps,
-        delta,
-        accountant,
-        interval,
-        _library_version(),
-    ]
+def _epsilon(draw, kinds, delta, accountant, interval) -> float:
+    one = kinds[0] if len(kinds) == 1 else (kinds, None)
+    question = [_VERSION, *draw, *one, delta, accountant, interval, _library_version()]
     name = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:24]
     stored = cache.read_json("accounting", name)
     if stored is not None:
         return stored
-    value = _compute(draw, noise_multiplier, steps, delta, accountant, interval)
+    value = _compute(draw, kinds, delta, accountant, interval)
     if math.isfinite(value):
         cache.write_json("accounting", name, value)
     return value
 
 
-def _compute(draw, noise_multiplier, steps, delta, accountant, interval) -> float:
+def _compute(draw, kinds, delta, accountant, interval) -> float:
     if accountant == "rdp":
         import dp_accounting
         from dp_accounting import rdp
 
         ledger = rdp.RdpAccountant()
-        ledger.compose(dp_accounting.SelfComposedDpEvent(event_of(draw, noise_multiplier), steps))
+        for noise, count in kinds:
+            ledger.compose(dp_accounting.SelfComposedDpEvent(event_of(draw, noise), count))
         return float(ledger.get_epsilon(delta))
-    return float(
-        _base_pld(draw, noise_multiplier, interval).self_compose(steps).get_epsilon_for_delta(delta)
-    )
+    parts = [_base_pld(draw, noise, interval).self_compose(count) for noise, count in kinds]
+    return float(functools.reduce(lambda a, b: a.compose(b), parts).get_epsilon_for_delta(delta))
 
 
 @functools.lru_cache(maxsize=32)

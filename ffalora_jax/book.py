@@ -71,7 +71,7 @@ class Book:
                     "update_norm": float(infos.update_norm[index]),
                     "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
                     "clipped_share": self._clipped(
-                        np.asarray(infos.facts.update_norm[index][slots])
+                        np.asarray(infos.facts.update_norm[index][slots]), done + index
                     )
                     if self.run.mechanism.is_central
                     else (clip.num_clipped / drawn if drawn else None),
@@ -82,9 +82,12 @@ class Book:
             )
         return found
 
-    def _clipped(self, norms: np.ndarray) -> float | None:
+    def _clipped(self, norms: np.ndarray, round_index: int) -> float | None:
         """Share of a round's uploads that were above the clip norm."""
-        return float(np.mean(norms > self.run.experiment.privacy.clip_norm)) if norms.size else None
+        rates, bound = self.run.frozen.rates, self.run.experiment.privacy.clip_norm
+        if rates is not None:
+            bound *= float(rates.at(round_index).clip_norm)
+        return float(np.mean(norms > bound)) if norms.size else None
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to metrics.jsonl; of a file that did not stand as saved, the rest is written anew."""

@@ -20,6 +20,7 @@ from ffalora_jax.cohort import Batch, ClientData, Examples, draw_local_batches
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism
 from ffalora_jax.probes import Packing, packed_clipped_sum
+from ffalora_jax.schedules import Rates
 from ffalora_jax.tasks import Task
 from ffalora_jax.types import Adapters, Tree
 
@@ -30,6 +31,8 @@ class Frozen(NamedTuple):
     backbone: Tree
     adapters: Adapters
     """The frozen factor, e.g. ``lora_a`` in FFA-LoRA."""
+    rates: Rates | None = None
+    """Schedules by round; None: all settings stay as they are."""
 
 
 class Participant(NamedTuple):
@@ -73,6 +76,12 @@ def make_local_update(
     """
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
+        clip_norm, noise, rate = mechanism.clip_norm, me.noise_multiplier, None
+        if frozen.rates is not None:
+            rates = frozen.rates.at(round_index)
+            clip_norm, rate = clip_norm * rates.clip_norm, rates.learning_rate
+            noise = noise * rates.noise * rates.clip_norm
+
         def example_loss(trained, example: Examples, index):
             adapters = leaves.merge(frozen.adapters, trained)
             place = (round_index, me.client, index, example.rows)
@@ -85,21 +94,23 @@ def make_local_update(
             index, batch = here
             if packing is None:
                 loss = partial(example_loss, index=index)
-                total, facts = clipped_sum_in_blocks(
-                    loss, trained, data, batch, mechanism.clip_norm, blocks
-                )
+                total, facts = clipped_sum_in_blocks(loss, trained, data, batch, clip_norm, blocks)
             else:
                 parts = frozen.backbone, frozen.adapters, trained
                 total, facts = packed_clipped_sum(
-                    model, task, *parts, data, batch, mechanism.clip_norm, packing
+                    model, task, *parts, data, batch, clip_norm, packing
                 )
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
-            gradient = mechanism.private_grad(key, total, me.noise_multiplier)
+            gradient = mechanism.private_grad(key, total, noise)
             if proximal:  # of private numbers alone (Li et al. 2020, arXiv:1812.06127, equation 2)
                 gradient = jax.tree.map(
                     lambda g, w, w0: g + proximal * (w - w0), gradient, trained, me.start
                 )
             change, optimizer_state = optimizer.update(gradient, optimizer_state, trained)
+            if (
+                rate is not None
+            ):  # within a round it is one number, and the last factor of any change
+                change = jax.tree.map(lambda leaf: rate * leaf, change)
             return (optax.apply_updates(trained, change), optimizer_state), facts
 
         batches = me.batches

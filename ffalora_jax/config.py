@@ -37,6 +37,9 @@ class Experiment:
         Doc("secret seed of the noise and the Poisson draws; unset: fresh entropy (for release)"),
     ] = None
     rounds: Annotated[int, Doc("number of rounds")] = 9
+    schedule_rounds: Annotated[
+        int | None, Doc("rounds that schedules run over, then stay; unset: rounds, as it began")
+    ] = None
     local_steps: Annotated[int, Doc("optimiser steps of a client in a round")] = 3
     batch_size: Annotated[int, Doc("expected number of examples in a Poisson draw")] = 32
     cohort_size: Annotated[int | None, Doc("clients in a round; unset: all of them")] = None
@@ -95,6 +98,7 @@ class Experiment:
             local_steps=self.local_steps,
             batch_size=self.batch_size,
             cohort_size=self.cohort_size,
+            schedule_rounds=self.schedule_rounds,
             evaluate_every=self.evaluate_every,
             max_validation=self.max_validation,
         )

@@ -72,6 +72,13 @@ class MethodConfig:
     alpha_pattern: Annotated[
         dict[str, float], Doc("other lora_alphas by layer name or regular expression")
     ] = field(default_factory=dict)
+    freeze: Annotated[
+        str,
+        Doc(
+            "none, ffa_from ROUND (A is frozen from that round on), or alternate ROUNDS (B so many rounds, "
+            "then A); with fedavg_lora"
+        ),
+    ] = "none"
     dropout: Annotated[
         float, Doc("share of a layer's inputs that the adapter does not see in a training step")
     ] = 0.0
@@ -100,7 +107,14 @@ class OptimizerConfig:
     """The clients' optimiser; its state starts anew each round."""
 
     name: Annotated[str, Doc("any optax optimiser by name: sgd, adam, adamw, ...")] = "sgd"
-    learning_rate: Annotated[float, Doc("step size, constant")] = 0.5
+    learning_rate: Annotated[float, Doc("step size")] = 0.5
+    schedule: Annotated[
+        str,
+        Doc(
+            "factor on the learning rate by round: constant, linear TO, cosine TO, exponential TO (TO: "
+            "that of the last round), steps 10:0.5 20:0.1, or warmup 5 then cosine 0.1"
+        ),
+    ] = "constant"
     options: Annotated[
         dict[str, float], Doc("further arguments of the optimiser, e.g. momentum = 0.9")
     ] = field(default_factory=dict)
@@ -164,6 +178,15 @@ class PrivacyConfig:
     clip_norm: Annotated[
         float, Doc("L2 bound over all leaves: of an example's gradient, or of a client's update")
     ] = 1.0
+    clip_schedule: Annotated[
+        str, Doc("factor on clip_norm by round, as optimizer.schedule; the noise follows")
+    ] = "constant"
+    noise_schedule: Annotated[
+        str,
+        Doc(
+            "factor on noise_multiplier by round, in at most 8 levels; every round at its own price"
+        ),
+    ] = "constant"
     accountant: Annotated[
         str, Doc("pld; rdp does not know capped draws, only `privacy` has it")
     ] = "pld"

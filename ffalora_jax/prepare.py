@@ -24,6 +24,7 @@ from ffalora_jax.cohort import ClientData, RoundSettings, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
+from ffalora_jax.freezing import frozen_by
 from ffalora_jax.initial import initial_state, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
@@ -36,6 +37,7 @@ from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import Packing
 from ffalora_jax.round import ClientNumbers, RoundState, make_round, make_rounds
+from ffalora_jax.schedules import rates_of
 from ffalora_jax.server import Server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
@@ -112,6 +114,7 @@ def prepare(
         InputError: anything about the experiment that cannot work.
     """
     method: Method = registry.lookup("methods", experiment.method.name)()
+    method = frozen_by(method, experiment.method.freeze, experiment.rounds, experiment.method.name)
     init: LoraInit = registry.lookup("inits", experiment.method.init)()
     make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)
     options = experiment.optimizer
@@ -125,7 +128,9 @@ def prepare(
     cohort_size = _cohort_size(experiment, len(rows), method)
     loaded = load_model(experiment, model, dataset.num_classes)
     injected = inject(experiment, loaded)
-    schedule = Schedule(experiment.rounds, experiment.local_steps, expected)
+    rates = rates_of(experiment)
+    noise = (1.0,) if rates is None else tuple(map(float, rates.noise))
+    schedule = Schedule(experiment.rounds, experiment.local_steps, expected, noise)
     mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     encoded = encode(dataset, loaded, experiment.model.max_tokens)
@@ -157,7 +162,7 @@ def prepare(
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))
     settings = _where_data_lies(experiment, settings, whole)
-    frozen = Frozen(backbone_on(mesh, frozen.backbone), replicated(mesh, frozen.adapters))
+    frozen = Frozen(backbone_on(mesh, frozen.backbone), *replicated(mesh, (frozen.adapters, rates)))
     task = task_of(dataset.kind)
     slots = settings.slots(num_shards(mesh)) // num_shards(mesh)
     client_bytes = partial(_client_bytes, injected, task, frozen, state, encoded)

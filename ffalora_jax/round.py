@@ -100,6 +100,7 @@ def _make_phase(
 
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared
+        clip_factor = 1.0 if frozen.rates is None else frozen.rates.at(round_index).clip_norm
         participants, personal, is_real, weights, batches, here = apart
         data = here if by_slot else data
         count = is_real.shape[0]
@@ -112,7 +113,8 @@ def _make_phase(
         sent = leaves.select(ends, leaves.names(active))
         uploads = jax.vmap(method.upload, in_axes=(None, 0), axis_size=count)(active, sent)
         if server.mechanism is not None:
-            uploads, norms = _bounded(server.mechanism, uploads, method.upload(active, active))
+            nothing = method.upload(active, active)
+            uploads, norms = _bounded(server.mechanism, uploads, nothing, clip_factor)
             facts = facts._replace(update_norm=norms)
         mine = leaves.select(ends, leaves.names(personal))
         return (mine, uploads), facts, weighted_sum(uploads, is_real, weights)
@@ -150,6 +152,7 @@ def _make_phase(
             state.adapters,
             state.server,
             rng.stream(keys.secret, rng.Purpose.SERVER_NOISE, state.round_index),
+            _noise_factor(frozen, state.round_index),
             sums,
             lambda nothing: _of_those_there(uploads, nothing, weights, filled),
         )
@@ -164,11 +167,21 @@ def _make_phase(
     return round_step
 
 
-def _bounded(mechanism: Mechanism, uploads: Tree, nothing: Tree) -> tuple[Tree, Array]:
+def _bounded(
+    mechanism: Mechanism, uploads: Tree, nothing: Tree, clip_factor: float | Array
+) -> tuple[Tree, Array]:
     """Returns what each upload moved, within the mechanism's bound, and the norms before it."""
     assert mechanism.private_update is not None
     moved = jax.tree.map(lambda leaf, own: leaf - own[None], uploads, nothing)
-    return jax.vmap(mechanism.private_update)(moved)
+    return jax.vmap(mechanism.private_update, in_axes=(0, None))(moved, clip_factor)
+
+
+def _noise_factor(frozen: Frozen, round_index: Array) -> float | Array:
+    """Returns what schedules multiply a sum's noise with."""
+    if frozen.rates is None:
+        return 1.0
+    rates = frozen.rates.at(round_index)
+    return rates.noise * rates.clip_norm
 
 
 def _fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort, Batch | None]:

@@ -115,6 +115,10 @@ def privacy(
         "epsilon": plan.largest_spent(rounds_done) if plan.unit else None,
         "budget": settings.budget if plan.unit else None,
         "clip_norm": settings.clip_norm if plan.unit else None,
+        "schedules": {
+            "clip_norm": settings.clip_schedule,
+            "noise_multiplier": settings.noise_schedule,
+        },
         "rounds": rounds_done,
         "planned_rounds": planned_rounds,
         "stopped_at_budget": plan.rounds_within_budget <= rounds_done < planned_rounds,

@@ -79,6 +79,7 @@ class Server(NamedTuple):
         adapters: Adapters,
         memory: Tree,
         key: Array,
+        noise_factor: float | Array,
         sums: Sums,
         uploads: Callable[[Adapters], tuple[Tree, Array]],
     ) -> tuple[Adapters, Tree]:
@@ -89,12 +90,13 @@ class Server(NamedTuple):
             adapters: all its leaves before.
             memory: the optimiser's state before.
             key: of this round's noise, for a mechanism that adds it here.
+            noise_factor: that schedules put on it.
             sums: over the clients.
             uploads: (what an empty slot sends) -> (stacked uploads, weights), for methods that read them.
         """
         active = self.active(adapters, phase)
         nothing = self.method.upload(active, active)
-        mean = self._mean(key, sums, nothing)
+        mean = self._mean(key, noise_factor, sums, nothing)
         if self.optimizer is not None:
             gradient = jax.tree.map(jnp.subtract, nothing, mean)
             change, mine = self.optimizer.update(gradient, memory[phase], nothing)
@@ -102,11 +104,10 @@ class Server(NamedTuple):
             memory = (*memory[:phase], mine, *memory[phase + 1 :])
         return self.method.read(adapters, mean, *uploads(nothing)), memory
 
-    def _mean(self, key: Array, sums: Sums, nothing: Tree) -> Tree:
+    def _mean(self, key: Array, noise_factor: float | Array, sums: Sums, nothing: Tree) -> Tree:
         """Returns the mean upload: of what came, or what the mechanism makes of the sum of what moved."""
         if self.mechanism is None or self.mechanism.private_total is None:
             return mean_upload(sums, fallback=nothing)
-        moved = self.mechanism.private_total(
-            key, sums.weighted, self.noise_multiplier, self.clients
-        )
+        noise = self.noise_multiplier * noise_factor
+        moved = self.mechanism.private_total(key, sums.weighted, noise, self.clients)
         return jax.tree.map(jnp.add, nothing, moved)

@@ -171,6 +171,7 @@ def _prepared_again(
     experiment = folder.experiment()
     planned = experiment.replace(
         rounds=ledger.planned_rounds,
+        schedule_rounds=experiment.schedule_rounds or experiment.rounds,
         mesh=mesh or experiment.mesh,
         **{"privacy.epsilon": ledger.budget or experiment.privacy.epsilon},
     )

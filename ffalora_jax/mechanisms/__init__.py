@@ -7,7 +7,7 @@ the same numbers. Nobody else computes an epsilon for a run.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ffalora_jax.accounting import Sampling
+from ffalora_jax.accounting import Sampling, Steps
 
 
 class Schedule(NamedTuple):
@@ -16,11 +16,20 @@ class Schedule(NamedTuple):
     rounds: int
     local_steps: int
     batch_size: int
+    noise: tuple[float, ...] = (1.0,)
+    """Factor on the noise multiplier by round; the last one stays."""
 
     @property
     def steps(self) -> int:
         """Noised sums of one client over the whole run."""
         return self.rounds * self.local_steps
+
+    def sums(self, rounds: int, a_round: int) -> Steps:
+        """Returns the noised sums of so many rounds, ``a_round`` in each, as accounting takes them."""
+        if len(set(self.noise)) == 1:
+            return ((self.noise[0], rounds * a_round),)
+        count = len(self.noise)
+        return tuple((self.noise[min(index, count - 1)], a_round) for index in range(rounds))
 
 
 class ClientPlan(NamedTuple):
@@ -87,8 +96,8 @@ class Mechanism(NamedTuple):
     """In words: what is protected, against whom."""
     trust_model: str = ""
     private_update: Callable | None = None
-    """(what a client's upload moved) -> (the same within the clip norm, its norm before); None: what leaves a
-    client is private already."""
+    """(what a client's upload moved, the round's factor on the clip norm) -> (the same within that, its norm
+    before); None: what leaves a client is private already."""
     private_total: Callable | None = None
     """(key, sum of bounded uploads, noise multiplier, expected number of clients) -> their mean, which the
     server may use."""

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from ffalora_jax import accounting, rng
 from ffalora_jax.config import PrivacyConfig
+from ffalora_jax.mechanisms import Schedule
 from ffalora_jax.types import Tree
 
 
@@ -30,18 +31,18 @@ def add_noise(key: Array, total: Tree, stddev: Float[Array, ""] | float) -> Tree
 def affordable_rounds(
     draw: accounting.Sampling,
     noise_multiplier: float,
+    schedule: Schedule,
     steps_a_round: int,
-    rounds: int,
     settings: PrivacyConfig,
 ) -> int:
-    """Returns the most of ``rounds`` that keep to the budget, by bisection."""
+    """Returns the most of the schedule's rounds that keep to the budget, by bisection."""
 
     def inside(count):
-        steps = count * steps_a_round
-        spent = accounting.epsilon_of(draw, noise_multiplier, steps, settings.delta)
+        sums = schedule.sums(count, steps_a_round)
+        spent = accounting.epsilon_of(draw, noise_multiplier, sums, settings.delta)
         return settings.budget is None or spent <= settings.budget
 
-    low, high = 0, rounds
+    low, high = 0, schedule.rounds
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if inside(middle) else (low, middle - 1)

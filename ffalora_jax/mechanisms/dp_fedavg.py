@@ -49,19 +49,21 @@ def build(experiment: Experiment) -> Mechanism:
             accounting.check_noise(sigma)
         else:
             budget = settings.budget or DEFAULT_EPSILON
-            sigma = accounting.noise_for(draw, budget, schedule.rounds, settings.delta)
+            sigma = accounting.noise_for(
+                draw, budget, schedule.sums(schedule.rounds, 1), settings.delta
+            )
 
         @functools.cache
         def curve(rounds):
-            after = list(range(1, rounds + 1))
+            after = [schedule.sums(done, 1) for done in range(1, rounds + 1)]
             return [0.0, *accounting.trajectory(draw, sigma, after, settings.delta)]
 
         def spent(client, rounds):
-            return accounting.epsilon_of(draw, sigma, rounds, settings.delta)
+            return accounting.epsilon_of(draw, sigma, schedule.sums(rounds, 1), settings.delta)
 
         affordable = schedule.rounds
         if settings.budget is not None and not calibrated:
-            affordable = affordable_rounds(draw, sigma, 1, schedule.rounds, settings)
+            affordable = affordable_rounds(draw, sigma, schedule, 1, settings)
         event = accounting.event_of(draw, sigma)
         return Plan(
             tuple(
@@ -96,12 +98,12 @@ def build(experiment: Experiment) -> Mechanism:
             "everyone but the server: it sees each upload before the noise and adds the noise itself; so "
             "do the clients only as far as the server's models tell them"
         ),
-        private_update=functools.partial(bounded, clip_norm=settings.clip_norm),
+        private_update=lambda moved, factor: bounded(moved, settings.clip_norm * factor),
         private_total=private_total,
     )
 
 
-def bounded(moved, clip_norm: float):
+def bounded(moved, clip_norm):
     """Returns (a client's change within ``clip_norm`` in L2 over all leaves together, its norm before).
 
     Guarantee: the norm of the result is at most ``clip_norm`` (1 + 1e-6), in float32; a change that is not

@@ -40,7 +40,9 @@ def build(experiment: Experiment) -> Mechanism:
             )
         calibrated = multipliers is None and settings.noise_multiplier is None
         if multipliers is None:
-            multipliers = _multipliers(draws, schedule.steps, settings)
+            multipliers = _multipliers(
+                draws, schedule.sums(schedule.rounds, schedule.local_steps), settings
+            )
         clients = tuple(
             ClientPlan(draw, sigma, accounting.event_of(draw, sigma))
             for draw, sigma in zip(draws, multipliers, strict=True)
@@ -50,20 +52,22 @@ def build(experiment: Experiment) -> Mechanism:
 
         @functools.cache
         def curve(draw, noise_multiplier, rounds):
-            steps = [schedule.local_steps * done for done in range(1, rounds + 1)]
-            return accounting.trajectory(draw, noise_multiplier, steps, settings.delta)
+            after = [schedule.sums(done, schedule.local_steps) for done in range(1, rounds + 1)]
+            return accounting.trajectory(draw, noise_multiplier, after, settings.delta)
 
         def epsilons(client, rounds):
             return [0.0, *curve(priced[draws[client]], multipliers[client], rounds)]
 
         def spent(client, rounds):
-            draw, steps = priced[draws[client]], schedule.local_steps * rounds
-            return accounting.epsilon_of(draw, multipliers[client], steps, settings.delta)
+            sums = schedule.sums(rounds, schedule.local_steps)
+            return accounting.epsilon_of(
+                priced[draws[client]], multipliers[client], sums, settings.delta
+            )
 
         affordable = schedule.rounds
         if settings.budget is not None and not calibrated:
             affordable = min(
-                affordable_rounds(draw, sigma, schedule.local_steps, schedule.rounds, settings)
+                affordable_rounds(draw, sigma, schedule, schedule.local_steps, settings)
                 for draw, sigma in {(priced[d], s) for d, s in zip(draws, multipliers, strict=True)}
             )
         return Plan(
@@ -98,14 +102,14 @@ def build(experiment: Experiment) -> Mechanism:
     )
 
 
-def _multipliers(draws, steps, settings) -> list[float]:
+def _multipliers(draws, sums, settings) -> list[float]:
     if settings.noise_multiplier is not None:
         accounting.check_noise(settings.noise_multiplier)
         return [settings.noise_multiplier] * len(draws)
     groups = set(draws)
     if len(groups) > MOST_GROUPS:
         groups = {min(groups, key=lambda draw: draw.num_examples)}
-    needed = {d: accounting.noise_for(d, settings.budget, steps, settings.delta) for d in groups}
+    needed = {d: accounting.noise_for(d, settings.budget, sums, settings.delta) for d in groups}
     return [needed.get(draw, max(needed.values())) for draw in draws]
 
 
