@@ -19,10 +19,11 @@ from ffalora_jax.clipping import Blocks, ClipFacts, clipped_sum_in_blocks
 from ffalora_jax.cohort import Batch, ClientData, Examples, draw_local_batches
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.mechanisms import Mechanism
+from ffalora_jax.methods import Method
 from ffalora_jax.probes import Packing, packed_clipped_sum
 from ffalora_jax.schedules import Rates
 from ffalora_jax.tasks import Task
-from ffalora_jax.types import Adapters, Tree
+from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 
 
 class Frozen(NamedTuple):
@@ -61,6 +62,7 @@ def make_local_update(
     model: LoraModel,
     task: Task,
     mechanism: Mechanism,
+    method: Method,
     optimizer: optax.GradientTransformation,
     local_steps: int,
     capacity: int,
@@ -74,44 +76,49 @@ def make_local_update(
     through ``mechanism.private_grad`` of sums whose sensitivity is ``mechanism.clip_norm``. An empty draw
     still adds noise. The optimiser's state starts anew in every round.
     """
+    parts = method.local_parts or (None,)
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
-        clip_norm, noise, rate = mechanism.clip_norm, me.noise_multiplier, None
-        if frozen.rates is not None:
-            rates = frozen.rates.at(round_index)
-            clip_norm, rate = clip_norm * rates.clip_norm, rates.learning_rate
-            noise = noise * rates.noise * rates.clip_norm
+        now = _rates(frozen, mechanism, me, round_index)
 
-        def example_loss(trained, example: Examples, index):
-            adapters = leaves.merge(frozen.adapters, trained)
+        def example_loss(trained, example: Examples, held, index):
+            adapters = leaves.merge(held, trained)
             place = (round_index, me.client, index, example.rows)
             key = rng.stream(noise_key, rng.Purpose.DROPOUT, *place) if model.dropout else None
             forward = partial(model.apply_training, frozen.backbone, adapters, key)
             return task.loss(forward, example.inputs, example.labels)
 
-        def step(carry, here):
-            trained, optimizer_state = carry
-            index, batch = here
+        def clipped(trained, held, batch, index):
             if packing is None:
-                loss = partial(example_loss, index=index)
-                total, facts = clipped_sum_in_blocks(loss, trained, data, batch, clip_norm, blocks)
-            else:
-                parts = frozen.backbone, frozen.adapters, trained
-                total, facts = packed_clipped_sum(
-                    model, task, *parts, data, batch, clip_norm, packing
-                )
+                loss = partial(example_loss, held=held, index=index)
+                return clipped_sum_in_blocks(loss, trained, data, batch, now.clip_norm, blocks)
+            where = frozen.backbone, held, trained
+            return packed_clipped_sum(model, task, *where, data, batch, now.clip_norm, packing)
+
+        def advance(number, carry, index, batch):
+            """One step on the leaves of a part; the others are as if frozen."""
+            everything, states = carry
+            trained, held = _split(everything, parts[number])
+            total, facts = clipped(trained, leaves.merge(frozen.adapters, held), batch, index)
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
-            gradient = mechanism.private_grad(key, total, noise)
+            gradient = method.filtered(mechanism.private_grad(key, total, now.noise_multiplier))
             if proximal:  # of private numbers alone (Li et al. 2020, arXiv:1812.06127, equation 2)
+                start = leaves.select(me.start, leaves.names(trained))
                 gradient = jax.tree.map(
-                    lambda g, w, w0: g + proximal * (w - w0), gradient, trained, me.start
+                    lambda g, w, w0: g + proximal * (w - w0), gradient, trained, start
                 )
-            change, optimizer_state = optimizer.update(gradient, optimizer_state, trained)
-            if (
-                rate is not None
-            ):  # within a round it is one number, and the last factor of any change
-                change = jax.tree.map(lambda leaf: rate * leaf, change)
-            return (optax.apply_updates(trained, change), optimizer_state), facts
+            change, mine = optimizer.update(gradient, states[number], trained)
+            if now.learning_rate is not None:  # in a round one number, last factor of any change
+                change = jax.tree.map(lambda leaf: now.learning_rate * leaf, change)
+            after = leaves.merge(held, jax.tree.map(jnp.add, trained, change))
+            return (after, (*states[:number], mine, *states[number + 1 :])), facts
+
+        def step(carry, here):
+            index, batch = here
+            if len(parts) == 1:
+                return advance(0, carry, index, batch)
+            branches = [partial(advance, number) for number in range(len(parts))]
+            return jax.lax.switch(index % len(parts), branches, carry, index, batch)
 
         batches = me.batches
         if batches is None:
@@ -125,13 +132,37 @@ def make_local_update(
                 local_steps,
                 capacity,
             )
-        (end, _), facts = jax.lax.scan(
-            step, (me.start, optimizer.init(me.start)), (jnp.arange(local_steps), batches)
-        )
+        states = tuple(optimizer.init(_split(me.start, part)[0]) for part in parts)
+        (end, _), facts = jax.lax.scan(step, (me.start, states), (jnp.arange(local_steps), batches))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, me.start))
         return end, ClientFacts(jax.tree.map(jnp.sum, facts), update_norm)
 
     return local_update
+
+
+class _Now(NamedTuple):
+    """What a client's steps use in a round, schedules included."""
+
+    clip_norm: float | Float[Array, ""]
+    noise_multiplier: Float[Array, ""]
+    """On a sum, in units of the clip norm before schedules."""
+    learning_rate: Float[Array, ""] | None
+
+
+def _rates(frozen: Frozen, mechanism: Mechanism, me: Participant, round_index) -> _Now:
+    if frozen.rates is None:
+        return _Now(mechanism.clip_norm, me.noise_multiplier, None)
+    rates = frozen.rates.at(round_index)
+    noise = me.noise_multiplier * rates.noise * rates.clip_norm
+    return _Now(mechanism.clip_norm * rates.clip_norm, noise, rates.learning_rate)
+
+
+def _split(adapters: Adapters, part: frozenset[str] | None) -> tuple[Adapters, Adapters]:
+    """Returns the leaves that a local step trains and the others; the head is always trained."""
+    if part is None:
+        return adapters, {}
+    active = leaves.select(adapters, part | set(HEAD_LEAVES))
+    return active, leaves.without(adapters, leaves.names(active))
 
 
 def make_optimizer(

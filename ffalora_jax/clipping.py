@@ -93,7 +93,7 @@ def clipped_sum_in_blocks(
     trained: Tree,
     data: ClientData,
     batch: Batch,
-    clip_norm: float,
+    clip_norm: float | Float[Array, ""],
     blocks: Blocks,
 ) -> tuple[Tree, ClipFacts]:
     """Does ``clipped_sum`` over a draw, block by block, longest examples first.

@@ -88,6 +88,7 @@ class Prepared(NamedTuple):
             self.model,
             self.task,
             self.mechanism,
+            self.method,
             self.optimizer,
             self.experiment.local_steps,
             self.plan.capacity,
@@ -115,6 +116,7 @@ def prepare(
     """
     method: Method = registry.lookup("methods", experiment.method.name)()
     method = frozen_by(method, experiment.method.freeze, experiment.rounds, experiment.method.name)
+    _check_steps(experiment, method)
     init: LoraInit = registry.lookup("inits", experiment.method.init)()
     make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)
     options = experiment.optimizer
@@ -271,6 +273,14 @@ def _check_sizes(rows: list[np.ndarray], names: Sequence[str], expected: int) ->
                 f"Client {name!r} has {len(mine)} training examples, expected at least one expected "
                 f"batch of {expected}: lower --batch-size or leave that client out."
             )
+
+
+def _check_steps(experiment: Experiment, method: Method) -> None:
+    if experiment.local_steps < len(method.local_parts):
+        raise InputError(
+            f"Expected local_steps >= {len(method.local_parts)} with method.name {experiment.method.name!r}, "
+            f"which trains other leaves in every step, got {experiment.local_steps}: some would never be trained."
+        )
 
 
 def _cohort_size(experiment: Experiment, num_clients: int, method: Method) -> int:

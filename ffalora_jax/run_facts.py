@@ -224,6 +224,9 @@ def message_bytes(run: Prepared, round_index: int = 0) -> tuple[int, int]:
     """Bytes one client sends and receives in a round: its upload, and what the round before changed."""
     if run.method.pooled:
         return 0, 0
+    if run.method.wire is not None:
+        up, down = jax.eval_shape(run.method.wire, run.state.adapters)
+        return nbytes(up), nbytes(down)
     parts, phase_at = run.method.parts, run.method.phase_at
     here = select(run.state.adapters, parts[int(phase_at(round_index))] | set(HEAD_LEAVES))
     before = parts[int(phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | run.method.kept

@@ -63,6 +63,19 @@ def noise(base, leaves, stddev):
     return drawn
 
 
+def low_pass(place, leaf):
+    """Returns a factor's gradient with the binomial window run over it, as one circle in PyTorch's order."""
+    if place[1] not in ("lora_a", "lora_b"):
+        return leaf
+    circle = leaf.T.ravel()
+    window = np.array([1, 4, 6, 4, 1]) / 16
+    found = [
+        sum(window[k] * circle[(i + k - 2) % circle.size] for k in range(5))
+        for i in range(circle.size)
+    ]
+    return np.array(found).reshape(leaf.T.shape).T
+
+
 def local_update(
     apply,
     frozen,
@@ -77,10 +90,24 @@ def local_update(
     noise_multiplier,
     expected,
     learning_rate,
+    parts=(None,),
+    smooth=lambda where, leaf: leaf,
 ):
-    """Trains one client with SGD; ``batches`` is a list of lists of example rows. Returns its leaves."""
-    leaves = dict(start)
+    """Trains one client with SGD; ``batches`` is a list of lists of example rows. Returns its leaves.
+
+    ``parts``: names of the leaves that a step trains, in turn; ``smooth`` turns a step's private gradients.
+    """
+    whole, outer = dict(start), frozen
     for step, rows in enumerate(batches):
+        part = parts[step % len(parts)]
+        leaves = {p: x for p, x in whole.items() if part is None or p[1] in part}
+        held = nested({place: whole[place] for place in whole if place not in leaves})
+        frozen = outer._replace(
+            adapters={
+                name: {**outer.adapters.get(name, {}), **held.get(name, {})}
+                for name in {*outer.adapters, *held}
+            }
+        )
         total = {place: np.zeros_like(leaf) for place, leaf in leaves.items()}
         for row in rows:
             inputs = {name: leaf[row] for name, leaf in data.inputs.items()}
@@ -97,10 +124,11 @@ def local_update(
             base = rng.stream(secret, rng.Purpose.NOISE, round_index, client, step)
             added = noise(base, leaves, noise_multiplier * clip_norm)
             total = {place: total[place] + added[place] for place in total}
-        leaves = {
-            place: leaf - learning_rate * total[place] / expected for place, leaf in leaves.items()
+        whole |= {
+            place: leaf - learning_rate * smooth(place, total[place] / expected)
+            for place, leaf in leaves.items()
         }
-    return leaves
+    return whole
 
 
 def client_level(uploads, shared, *, base, clip_norm, noise_multiplier, clients):

@@ -10,6 +10,7 @@ HEAD = {"head_kernel", "head_bias"}
 TRAINED = {
     "rolora": ({"lora_b"}, {"lora_a"}),
     "fedsvd": ({"lora_b"},),
+    "fedask": ({"lora_b"},),
 }
 """Leaves that a round trains, where that is not all the server has but the residual."""
 
@@ -86,6 +87,22 @@ def fedsvd(state, uploads, shares):
     return after
 
 
+def fedask(state, uploads, shares):
+    """The two exchanges as they are written, with one Gaussian Omega, and the clients' sketches averaged."""
+    after = mean(state, uploads, shares)
+    for layer in layers_of(state):
+        a = state[layer, "lora_a"]
+        omega = np.random.default_rng(len(layer)).standard_normal(a.shape)
+        products = [a @ upload[layer, "lora_b"] for upload in uploads]
+        y = sum(p * (one.T @ omega) for p, one in zip(shares, products, strict=True))
+        q, _ = np.linalg.qr(y)
+        sketch = sum(p * (one @ q) for p, one in zip(shares, products, strict=True))
+        u, s, vt = np.linalg.svd(sketch, full_matrices=False)
+        after[layer, "lora_a"] = u * np.sqrt(s)
+        after[layer, "lora_b"] = np.sqrt(s)[:, None] * (q @ vt.T).T
+    return after
+
+
 def lora_fair(state, uploads, shares):
     """Ridge regression of the mean product on the mean A, around the mean B."""
     after = mean(state, uploads, shares)
@@ -129,6 +146,7 @@ RULES = {
     "flora": flora,
     "flexlora": flexlora,
     "fedsvd": fedsvd,
+    "fedask": fedask,
     "lora_fair": lora_fair,
     "fedrot_lora": fedrot_lora,
     "ravan": ravan,

@@ -127,17 +127,18 @@ def build(
         facts[4], injected, capacity, workload.batch, chunk, lambda: needed(1) - needed(0)
     )
     blocks = Blocks(blocks.size if packing else capacity, (workload.length,))
+    method = registry.lookup("methods", "fedavg_lora" if "A" in workload.trained else "ffa_lora")()
     update = make_local_update(
         injected,
         classification(),
         mechanism,
+        method,
         optax.sgd(workload.learning_rate),
         workload.local_steps,
         capacity,
         blocks,
         rows if packing else None,
     )
-    method = registry.lookup("methods", "fedavg_lora" if "A" in workload.trained else "ffa_lora")()
     count = workload.clients
     settings = RoundSettings(count, count, "fixed", chunk, False, 1)
     sizes = np.asarray(data.sizes)

@@ -139,7 +139,7 @@ def llama_round(config, clients, examples, tokens, scan_layers=False, remat=Fals
     data = client_data(inputs, ids[:, 0], np.full(len(ids), tokens, np.int32), rows)
     blocks = Blocks(examples, (tokens,))
     task, step = task_of("instructions"), optax.sgd(0.1)
-    update = make_local_update(model, task, mechanism, step, 1, examples, blocks)
+    update = make_local_update(model, task, mechanism, method, step, 1, examples, blocks)
     settings = RoundSettings(clients, clients, "fixed", clients, False, 1)
     always = jnp.full(clients, 2**32 - 1, jnp.uint32)
     numbers = ClientNumbers(always, jnp.ones(clients))

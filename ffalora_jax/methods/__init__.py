@@ -27,6 +27,11 @@ class Method(NamedTuple):
     not sent, and costs nothing."""
     phase_of: Callable[[Any], Any] | None = None
     """round index (0-based, traced or not) -> which phase; None: one after another."""
+    local_parts: tuple[frozenset[str], ...] = ()
+    """Parts of ``trained`` for methods whose local steps differ: step i of a round trains part i modulo their
+    number, with the others as if frozen; all of them are sent."""
+    filtered: Callable[[Adapters], Adapters] = lambda gradient: gradient
+    """(a private gradient) -> what the optimiser gets: post-processing."""
     detour: Detour = LORA
     """What stands beside each layer, with which leaves."""
     kept: frozenset[str] = frozenset()
@@ -47,6 +52,9 @@ class Method(NamedTuple):
     zero or as ``drawn``. It sees weights and the public seed only, so it is free under DP."""
     redrawn: tuple[str, ...] = ()
     """Factors that are drawn anew, from the public seed, before every round."""
+    wire: Callable[[Adapters], tuple[Adapters, Adapters]] | None = None
+    """(server's leaves) -> trees of what a client really sends and receives in a round, where messages go
+    another way than the computation; None: ``upload``, and what the round before changed."""
     exact: bool = False
     """Whether the server's model after a round is the mean of the clients' models."""
     shares_nothing: bool = False
