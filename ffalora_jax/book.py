@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ffalora_jax.checkpoint import Ledger
+from ffalora_jax.network import times_of
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundInfo
 from ffalora_jax.run_facts import Traffic, communication, message_bytes, privacy
@@ -57,16 +58,17 @@ class Book:
             clip = jax.tree.map(lambda leaf: float(leaf[index][there].sum()), infos.facts.clip)  # noqa: B023
             drawn, whole = clip.num_real, clip.num_real - clip.num_broken
             up, down = message_bytes(self.run, done + index)
-            self.traffic.add(took_part, up, down)
+            sent, received = self.traffic.add(took_part, up, down)
             found.append(
                 {
                     "round_index": done + index,
                     "accuracy": None,
                     "loss": clip.loss_sum / whole if whole else None,
                     "epsilon": self.epsilons[done + index + 1],
-                    "bytes_up": len(took_part) * up,
-                    "bytes_down": len(took_part) * down,
+                    "bytes_up": sent,
+                    "bytes_down": received,
                     "seconds": seconds,
+                    **simulated(self.run, took_part, up, down),
                     "participants": took_part.tolist(),
                     "update_norm": float(infos.update_norm[index]),
                     "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
@@ -113,6 +115,20 @@ class Book:
             "privacy.json", privacy(self.run, done, self.planned, self.given_seed)
         )
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
+
+
+def simulated(run: Prepared, took_part: np.ndarray, up, down) -> dict[str, Any]:
+    """Returns what the round took on the sites' machines and links, and who came last."""
+    if run.sites is None:
+        return {}
+    total = times_of(run.sites, run.step_flops, up, down).total[took_part]
+    deadline, presence = run.experiment.sites.deadline, run.settings.presence
+    waited = presence is not None and len(took_part) < presence.wanted
+    seconds = float(total.max()) if total.size else 0.0
+    if deadline is not None and waited:
+        seconds = deadline  # somebody was still expected
+    slowest = int(took_part[int(total.argmax())]) if total.size else None
+    return {"simulated_seconds": seconds, "slowest": slowest}
 
 
 def largest_epsilons(run: Prepared, rounds: int) -> list[float | None]:

@@ -46,6 +46,10 @@ class Participant(NamedTuple):
     """Trained leaves at the start: the server's, and its personal ones."""
     threshold: UInt32[Array, ""]
     noise_multiplier: Float[Array, ""]
+    local_steps: Int[Array, ""] | None
+    """Its own number of steps, the others being left out; None: all."""
+    rank: Int[Array, ""] | None
+    """Its own rank; None: that of the factors."""
     batches: Batch | None
     """Given draws (step, slot); None: drawn here."""
 
@@ -79,7 +83,7 @@ def make_local_update(
     parts = method.local_parts or (None,)
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
-        now = _rates(frozen, mechanism, me, round_index)
+        now, begin = _rates(frozen, mechanism, me, round_index), _within(me.start, me.rank)
 
         def example_loss(trained, example: Examples, held, index):
             adapters = leaves.merge(held, trained)
@@ -102,8 +106,9 @@ def make_local_update(
             total, facts = clipped(trained, leaves.merge(frozen.adapters, held), batch, index)
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
             gradient = method.filtered(mechanism.private_grad(key, total, now.noise_multiplier))
+            gradient = _within(gradient, me.rank)
             if proximal:  # of private numbers alone (Li et al. 2020, arXiv:1812.06127, equation 2)
-                start = leaves.select(me.start, leaves.names(trained))
+                start = leaves.select(begin, leaves.names(trained))
                 gradient = jax.tree.map(
                     lambda g, w, w0: g + proximal * (w - w0), gradient, trained, start
                 )
@@ -111,7 +116,10 @@ def make_local_update(
             if now.learning_rate is not None:  # in a round one number, last factor of any change
                 change = jax.tree.map(lambda leaf: now.learning_rate * leaf, change)
             after = leaves.merge(held, jax.tree.map(jnp.add, trained, change))
-            return (after, (*states[:number], mine, *states[number + 1 :])), facts
+            after = after, (*states[:number], mine, *states[number + 1 :])
+            if me.local_steps is not None:  # what is left out changes nothing, and drew nothing
+                after = jax.tree.map(partial(jnp.where, index < me.local_steps), after, carry)
+            return after, facts
 
         def step(carry, here):
             index, batch = here
@@ -131,10 +139,11 @@ def make_local_update(
                 me.threshold,
                 local_steps,
                 capacity,
+                me.local_steps,
             )
-        states = tuple(optimizer.init(_split(me.start, part)[0]) for part in parts)
-        (end, _), facts = jax.lax.scan(step, (me.start, states), (jnp.arange(local_steps), batches))
-        update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, me.start))
+        states = tuple(optimizer.init(_split(begin, part)[0]) for part in parts)
+        (end, _), facts = jax.lax.scan(step, (begin, states), (jnp.arange(local_steps), batches))
+        update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
         return end, ClientFacts(jax.tree.map(jnp.sum, facts), update_norm)
 
     return local_update
@@ -163,6 +172,27 @@ def _split(adapters: Adapters, part: frozenset[str] | None) -> tuple[Adapters, A
         return adapters, {}
     active = leaves.select(adapters, part | set(HEAD_LEAVES))
     return active, leaves.without(adapters, leaves.names(active))
+
+
+def _within(adapters: Adapters, rank: Array | None) -> Adapters:
+    """Returns factors whose columns of A and rows of B from ``rank`` on are zero.
+
+    With both zero there, their gradients are too; what noise adds is taken off again, after the noise.
+    """
+    if rank is None:
+        return adapters
+
+    def cut(name, leaf):
+        axis = {"lora_a": 1, "lora_b": 0}.get(name)
+        if axis is None:
+            return leaf
+        inside = jnp.expand_dims(jnp.arange(leaf.shape[axis]) < rank, 1 - axis)
+        return jnp.where(inside, leaf, 0.0)
+
+    return {
+        layer: {name: cut(name, leaf) for name, leaf in found.items()}
+        for layer, found in adapters.items()
+    }
 
 
 def make_optimizer(

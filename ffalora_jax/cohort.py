@@ -7,7 +7,7 @@ if more than ``capacity`` are, a uniformly random ``capacity`` of them stay. The
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -95,6 +95,21 @@ def data_hash(data: ClientData) -> str:
     return digest.hexdigest()
 
 
+class Presence(NamedTuple):
+    """Who of a draw is there and in time; public."""
+
+    available: np.ndarray
+    """Probability of being there (round of the cycle, client)."""
+    sticky: int
+    """Rounds that what was drawn lasts."""
+    seconds: np.ndarray
+    """When an upload would arrive (phase of the method, client)."""
+    phase_at: Callable
+    deadline: float
+    wanted: int
+    """Of those who are there and in time, so many are taken, the first to come."""
+
+
 class RoundSettings(NamedTuple):
     """Static facts of a round."""
 
@@ -108,6 +123,8 @@ class RoundSettings(NamedTuple):
     """Who takes part is drawn from the secret key, and is what the mechanism paid for."""
     by_slot: bool = False
     """Data, numbers and personal leaves hold the cohort's slots only, in their order (``deal``)."""
+    presence: Presence | None = None
+    """None: everybody that is drawn takes part."""
 
     def slots(self, shards: int) -> int:
         """Returns the static number of client slots, a multiple of the devices that share them."""
@@ -149,21 +166,32 @@ def threshold(probability: float) -> np.uint32:
 
 
 def draw_cohort_of(settings: RoundSettings, keys: Keys, round_index) -> Cohort:
-    """Draws the clients of a round; in secret where the mechanism needs it so."""
+    """Draws the clients of a round, in secret where the mechanism needs it so; those who are there stay."""
     count, size = settings.num_clients, settings.cohort_size
     if settings.secret_cohort and size < count:
         key = rng.stream(keys.secret, rng.Purpose.SECRET_COHORT, round_index)
         limit = jnp.asarray(threshold(size / count))
-        return Cohort(
-            *draw_batch(key, jnp.arange(count), jnp.int32(count), limit, settings.slots(1))
-        )
-    return draw_cohort(
-        rng.stream(keys.public, rng.Purpose.COHORT, round_index),
-        settings.num_clients,
-        settings.cohort_size,
-        settings.cohort_sampling,
-        settings.slots(1),
-    )
+        drawn = draw_batch(key, jnp.arange(count), jnp.int32(count), limit, settings.slots(1))
+        cohort = Cohort(*drawn)
+    else:
+        key = rng.stream(keys.public, rng.Purpose.COHORT, round_index)
+        cohort = draw_cohort(key, count, size, settings.cohort_sampling, settings.slots(1))
+    if settings.presence is None:
+        return cohort
+    return _those_present(settings.presence, keys.public, round_index, cohort)
+
+
+def _those_present(presence: Presence, public: Array, round_index, cohort: Cohort) -> Cohort:
+    """Leaves out who is not there, late, or after the last one wanted; depends on no example."""
+    key = rng.stream(public, rng.Purpose.PRESENCE, round_index // presence.sticky)
+    chance = jnp.asarray(presence.available, jnp.float32)
+    chance = chance[round_index % chance.shape[0]]
+    there = jax.random.uniform(key, chance.shape) < chance
+    arrival = jnp.asarray(presence.seconds, jnp.float32)[presence.phase_at(round_index)]
+    arrival = arrival[cohort.clients]
+    kept = cohort.is_real & there[cohort.clients] & (arrival <= presence.deadline)
+    place = jnp.argsort(jnp.argsort(jnp.where(kept, arrival, jnp.inf)))
+    return Cohort(cohort.clients, kept & (place < presence.wanted))
 
 
 def draw_batch(
@@ -187,16 +215,27 @@ def draw_batch(
 
 
 def draw_local_batches(
-    key: Array, round_index, client, data: ClientData, place, limit, local_steps: int, capacity: int
+    key: Array,
+    round_index,
+    client,
+    data: ClientData,
+    place,
+    limit,
+    local_steps: int,
+    capacity: int,
+    own_steps=None,
 ) -> Batch:
-    """Draws all steps of one client in one round: leaves (step, slot); ``place``: its row of members."""
+    """Draws all steps of one client in one round: leaves (step, slot).
+
+    ``place``: its row of members; ``own_steps``: after so many of its own it draws nothing; None: all.
+    """
 
     def one(step):
         return draw_batch(
             rng.stream(key, rng.Purpose.BATCH, round_index, client, step),
             data.members[place],
             data.sizes[place],
-            limit,
+            limit if own_steps is None else jnp.where(step < own_steps, limit, jnp.uint32(0)),
             capacity,
         )
 

@@ -12,6 +12,7 @@ from typing import Annotated
 from typing_extensions import Doc
 
 from ffalora_jax.config_data import DataConfig, PartitionConfig
+from ffalora_jax.config_sites import SitesConfig
 from ffalora_jax.config_training import (
     MethodConfig,
     ModelConfig,
@@ -91,6 +92,7 @@ class Experiment:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    sites: SitesConfig = field(default_factory=SitesConfig)
 
     def __post_init__(self):
         positive(

@@ -232,12 +232,12 @@ def _memory(
 
 
 def _bytes(run: Prepared, slots: int) -> dict[str, int]:
-    up, down = message_bytes(run)
+    up, down = (float(np.mean(one)) for one in message_bytes(run))
     each_round = (up + down) * slots
     return {
-        "up_per_round": up * slots,
-        "down_per_round": down * slots,
-        "run": each_round * run.experiment.rounds,
+        "up_per_round": round(up * slots),
+        "down_per_round": round(down * slots),
+        "run": round(each_round * run.experiment.rounds),
     }
 
 

@@ -16,14 +16,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import partition, registry
+from ffalora_jax import flops, partition, registry
+from ffalora_jax.checks import check_classes, check_sizes, check_steps, cohort_size_of
 from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
-from ffalora_jax.cohort import ClientData, RoundSettings, host_data, threshold
+from ffalora_jax.cohort import ClientData, Presence, RoundSettings, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
-from ffalora_jax.errors import InputError
 from ffalora_jax.freezing import frozen_by
 from ffalora_jax.initial import initial_state, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
@@ -32,6 +32,7 @@ from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.mesh import backbone_on, make_mesh, num_shards, replicated
 from ffalora_jax.methods import Method
+from ffalora_jax.network import Sites, asked, own_numbers, presence_of, sites_of
 from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
@@ -44,9 +45,6 @@ from ffalora_jax.text import Encoded
 
 HOST_BYTES = 2**30
 """Of training examples, above which only those of a round's clients are moved to the device."""
-
-MOST_LONE_CLASSES = 20
-"""Examples that may all have another class; of more, the labels are something else."""
 
 
 class Prepared(NamedTuple):
@@ -76,6 +74,10 @@ class Prepared(NamedTuple):
     """What is kept of the blocks below the lowest adapter, or why nothing is."""
     optimizer: optax.GradientTransformation
     server: Server
+    sites: Sites | None
+    """Machines and links, where something is said about them."""
+    step_flops: float
+    """Operations of one local step at a site, without padding; 0 without sites."""
 
     @property
     def train_names(self) -> tuple[str, ...]:
@@ -116,29 +118,36 @@ def prepare(
     """
     method: Method = registry.lookup("methods", experiment.method.name)()
     method = frozen_by(method, experiment.method.freeze, experiment.rounds, experiment.method.name)
-    _check_steps(experiment, method)
+    check_steps(experiment, method)
     init: LoraInit = registry.lookup("inits", experiment.method.init)()
     make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)
     options = experiment.optimizer
     optimizer = make_optimizer(options.name, options.learning_rate, options.options)
     dataset = load_dataset(experiment, data)
-    _check_classes(dataset)
+    check_classes(dataset)
     owners = partition.partition(dataset, experiment.partition, experiment.seed)
     rows = [np.concatenate(owners.train)] if method.pooled else owners.train
     expected = experiment.batch_size * (len(owners.train) if method.pooled else 1)
-    _check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
-    cohort_size = _cohort_size(experiment, len(rows), method)
+    check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
+    cohort_size = cohort_size_of(experiment, len(rows), method)
     loaded = load_model(experiment, model, dataset.num_classes)
     injected = inject(experiment, loaded)
     rates = rates_of(experiment)
     noise = (1.0,) if rates is None else tuple(map(float, rates.noise))
     schedule = Schedule(experiment.rounds, experiment.local_steps, expected, noise)
-    mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
-    plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     encoded = encode(dataset, loaded, experiment.model.max_tokens)
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
     begin = {} if loaded.start is None else loaded.start.adapters
+    frozen, state = initial_state(injected, method, init, experiment, len(rows), begin)
+    whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
+    task = task_of(dataset.kind)
+    meet = partial(_met, experiment, method, owners.names, expected)
+    sites, presence, step_flops = meet(injected, task, frozen, state, whole, encoded)
+    if sites is not None:
+        schedule = schedule._replace(client_steps=tuple(map(int, sites.local_steps)))
+    mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
+    plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     server = Server(method, _server_optimizer(experiment), redraw(injected, method, init))
     if mechanism.is_central:
         server = server._replace(
@@ -147,25 +156,24 @@ def prepare(
             clients=cohort_size,
         )
     server.check(experiment.method.name)
-    frozen, state = initial_state(injected, method, init, experiment, len(rows), begin)
-    whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
     numbers = ClientNumbers(
         np.asarray([threshold(c.sampling.probability) for c in plan.clients], np.uint32),
         np.asarray([c.noise_multiplier for c in plan.clients], np.float32),
+        *own_numbers(sites, experiment),
     )
     settings = RoundSettings(
         num_clients=len(rows),
-        cohort_size=cohort_size,
+        cohort_size=asked(experiment, cohort_size, len(rows)),
         cohort_sampling=experiment.cohort_sampling,
         chunk=1,
         weighted=experiment.weighted,
         rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
         secret_cohort=mechanism.is_central,
+        presence=presence,
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))
     settings = _where_data_lies(experiment, settings, whole)
     frozen = Frozen(backbone_on(mesh, frozen.backbone), *replicated(mesh, (frozen.adapters, rates)))
-    task = task_of(dataset.kind)
     slots = settings.slots(num_shards(mesh)) // num_shards(mesh)
     client_bytes = partial(_client_bytes, injected, task, frozen, state, encoded)
     least = min(plan.capacity, LEAST_AT_ONCE) if experiment.packing else plan.capacity
@@ -224,6 +232,8 @@ def prepare(
         prefix_note,
         optimizer,
         server,
+        sites,
+        step_flops,
     )
 
 
@@ -232,6 +242,29 @@ def _server_optimizer(experiment: Experiment) -> optax.GradientTransformation | 
     if options.optimizer == "average":
         return None
     return make_optimizer(options.optimizer, options.learning_rate, options.options, "server's")
+
+
+def _met(
+    experiment: Experiment,
+    method: Method,
+    names: tuple[str, ...],
+    expected: int,
+    model: LoraModel,
+    task: Task,
+    frozen: Frozen,
+    state: RoundState,
+    data: ClientData,
+    encoded: Encoded,
+) -> tuple[Sites | None, Presence | None, float]:
+    """Returns the sites, who of them is there and in time, and the operations of a local step."""
+    sites = None if method.pooled else sites_of(experiment, names)
+    if sites is None:
+        return None, None, 0.0
+    mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
+    one = flops.of_example(model, task, frozen, leaves.merge(state.adapters, mine), data)
+    step = one * expected * float(encoded.lengths.mean()) / encoded.widths[-1]
+    wanted = experiment.cohort_size or len(names)
+    return *presence_of(experiment, method, sites, step, state.adapters, wanted), step
 
 
 def _client_bytes(
@@ -256,37 +289,3 @@ def _where_data_lies(
     return settings._replace(
         by_slot=True, rounds_per_call=1 if changes else settings.rounds_per_call
     )
-
-
-def _check_classes(dataset: Dataset) -> None:
-    if dataset.num_classes == len(dataset) > MOST_LONE_CLASSES:
-        raise InputError(
-            f"The labels are {len(dataset)} different values in as many examples ({dataset.source}), "
-            "expected classes: name the column that holds them by --data.label."
-        )
-
-
-def _check_sizes(rows: list[np.ndarray], names: Sequence[str], expected: int) -> None:
-    for name, mine in zip(names, rows, strict=True):
-        if len(mine) < expected:
-            raise InputError(
-                f"Client {name!r} has {len(mine)} training examples, expected at least one expected "
-                f"batch of {expected}: lower --batch-size or leave that client out."
-            )
-
-
-def _check_steps(experiment: Experiment, method: Method) -> None:
-    if experiment.local_steps < len(method.local_parts):
-        raise InputError(
-            f"Expected local_steps >= {len(method.local_parts)} with method.name {experiment.method.name!r}, "
-            f"which trains other leaves in every step, got {experiment.local_steps}: some would never be trained."
-        )
-
-
-def _cohort_size(experiment: Experiment, num_clients: int, method: Method) -> int:
-    wanted = experiment.cohort_size
-    if wanted is None or method.pooled:
-        return num_clients
-    if wanted > num_clients:
-        raise InputError(f"Expected cohort_size <= {num_clients} clients, got {wanted}.")
-    return wanted

@@ -34,6 +34,8 @@ class Purpose(enum.IntEnum):
     LORA_REDRAW = 13  # indices: round, layer; of A before a round
     SHARED_PAIR = 14  # indices: factor
     FRAME = 15  # indices: layer, factor
+    SITES = 16  # indices: what is drawn
+    PRESENCE = 17  # indices: stretch of rounds
     BATCH = 20  # indices: round, client, step
     NOISE = 21  # indices: round, client, step, leaf
     DROPOUT = 22  # indices: round, client, step, example, layer

@@ -48,6 +48,10 @@ class ClientNumbers(NamedTuple):
     """Probability of an example in a draw, in units of 2^-32 (``cohort.threshold``)."""
     noise_multiplier: Leaf
     """Noise stddev on a sum, in units of the clip norm."""
+    local_steps: Leaf | None = None
+    """Where they differ."""
+    rank: Leaf | None = None
+    """Where they differ."""
 
 
 class RoundInfo(NamedTuple):
@@ -101,13 +105,12 @@ def _make_phase(
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared
         clip_factor = 1.0 if frozen.rates is None else frozen.rates.at(round_index).clip_norm
-        participants, personal, is_real, weights, batches, here = apart
+        clients, mine, personal, is_real, weights, batches, here = apart
         data = here if by_slot else data
         count = is_real.shape[0]
-        clients, limit, noise = participants
         places = jnp.arange(count) if by_slot else clients
         start = leaves.merge(leaves.stack(active, count), personal)
-        everyone = Participant(clients, places, start, limit, noise, batches)
+        everyone = Participant(clients, places, start, *mine, batches=batches)
         given = secret, round_index, frozen, data
         ends, facts = over_clients(local_update, given, everyone, settings.chunk)
         sent = leaves.select(ends, leaves.names(active))
@@ -116,8 +119,8 @@ def _make_phase(
             nothing = method.upload(active, active)
             uploads, norms = _bounded(server.mechanism, uploads, nothing, clip_factor)
             facts = facts._replace(update_norm=norms)
-        mine = leaves.select(ends, leaves.names(personal))
-        return (mine, uploads), facts, weighted_sum(uploads, is_real, weights)
+        stays = leaves.select(ends, leaves.names(personal))
+        return (stays, uploads), facts, weighted_sum(uploads, is_real, weights)
 
     def round_step(
         keys: Keys,
@@ -141,11 +144,11 @@ def _make_phase(
         held = leaves.without(state.adapters, leaves.names(active))
         frozen = frozen._replace(adapters=leaves.merge(frozen.adapters, held))
         personal = of_slots(state.personal)
-        limit, noise = of_slots(numbers)
-        participants = clients, jnp.where(is_real, limit, jnp.uint32(0)), noise
+        mine = of_slots(numbers)
+        mine = mine._replace(threshold=jnp.where(is_real, mine.threshold, jnp.uint32(0)))
         weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
         shared = keys.secret, state.round_index, frozen, active, None if by_slot else data
-        apart = participants, personal, is_real, weights, batches, data if by_slot else None
+        apart = clients, mine, personal, is_real, weights, batches, data if by_slot else None
         (ends, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
         after, memory = server.step(
             phase,

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from ffalora_jax._version import __version__
-from ffalora_jax.adapters import nbytes, select
+from ffalora_jax.messages import bytes_of
 from ffalora_jax.partition import MOST_LISTED, class_table
 from ffalora_jax.prepare import Prepared
-from ffalora_jax.types import HEAD_LEAVES
 
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
@@ -90,9 +89,8 @@ def privacy(
 ) -> dict[str, Any]:
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
-    steps = rounds_done * plan.steps_a_round
     clients = {}
-    for (sampling, noise_multiplier), alike in plan.kinds.items():
+    for (sampling, noise_multiplier, local_steps), alike in plan.kinds.items():
         epsilon = None if plan.unit is None else plan.spent(alike[0], rounds_done)
         paid = plan.clients[alike[0]].priced or sampling
         facts = {
@@ -100,7 +98,7 @@ def privacy(
             "sampling_probability": paid.probability,
             "capacity": paid.capacity,
             "noise_multiplier": noise_multiplier,
-            "steps": steps,
+            "steps": rounds_done * local_steps,
             "epsilon": epsilon,
         }
         clients |= dict.fromkeys(alike, facts)
@@ -153,19 +151,23 @@ class Traffic(NamedTuple):
         """Returns that of a run before its first round."""
         return cls(*(np.zeros(num_clients, np.int64) for _ in range(3)))
 
-    def add(self, clients: Sequence[int] | np.ndarray, up: int, down: int) -> None:
-        """Counts one round of some clients, with the bytes of one of them."""
-        for total, one in zip(self, (1, up, down), strict=True):
-            total[clients] += one
+    def add(self, clients: Sequence[int] | np.ndarray, up, down) -> tuple[int, int]:
+        """Counts one round of some clients, given the bytes of each or of all; returns those of the round."""
+        here = np.asarray(clients, np.int64)
+        each = [np.broadcast_to(one, self.up.shape)[here] for one in (1, up, down)]
+        for total, one in zip(self, each, strict=True):
+            total[here] += one
+        return int(each[1].sum()), int(each[2].sum())
 
 
 def communication(run: Prepared, traffic: Traffic) -> dict[str, Any]:
     """Bytes up and down after some rounds."""
     count, up, down = (int(leaf.sum()) for leaf in traffic)
-    each = (up / count, down / count) if count else message_bytes(run)
+    each = (up / count, down / count) if count else map(np.mean, message_bytes(run))
+    each = [round(float(one)) for one in each]
     return {
-        "bytes_up_per_participation": round(each[0]),
-        "bytes_down_per_participation": round(each[1]),
+        "bytes_up_per_participation": each[0],
+        "bytes_down_per_participation": each[1],
         "num_clients": len(traffic.participations),
         "clients": listed(
             run.train_names,
@@ -220,23 +222,11 @@ def partition_table(run: Prepared) -> dict[str, Any]:
     }
 
 
-def message_bytes(run: Prepared, round_index: int = 0) -> tuple[int, int]:
-    """Bytes one client sends and receives in a round: its upload, and what the round before changed."""
-    if run.method.pooled:
-        return 0, 0
-    if run.method.wire is not None:
-        up, down = jax.eval_shape(run.method.wire, run.state.adapters)
-        return nbytes(up), nbytes(down)
-    parts, phase_at = run.method.parts, run.method.phase_at
-    here = select(run.state.adapters, parts[int(phase_at(round_index))] | set(HEAD_LEAVES))
-    before = parts[int(phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | run.method.kept
-    up = nbytes(jax.eval_shape(run.method.upload, here, here))
-    known = {"residual", *run.method.redrawn, *(("lora_b",) if run.method.redrawn else ())}
-    down = nbytes(select(run.state.adapters, before - known))
-    # A residual comes as it is, or as the factors that it was made of.
-    residual = nbytes(select(run.state.adapters, {"residual"}))
-    factors = nbytes(select(run.state.adapters, {"lora_a", "lora_b"}))
-    return up, down + min(residual, run.settings.slots(1) * factors)
+def message_bytes(run: Prepared, round_index: int = 0):
+    """Returns the bytes that a client sends and receives in a round; arrays (client,) where ranks differ."""
+    rank = run.numbers.rank
+    ranks = None if rank is None else np.asarray(rank)
+    return bytes_of(run.method, run.state.adapters, run.settings.slots(1), round_index, ranks)
 
 
 def _release_note(unit: str | None, given_noise_seed: bool) -> str:

@@ -131,6 +131,15 @@ def fedrot_lora(state, uploads, shares):
     return mean(state, turned, shares)
 
 
+def hetlora(state, uploads, shares):
+    """Weighted by the norm of A B over all layers; the head uniformly."""
+    products = [[u[x, "lora_a"] @ u[x, "lora_b"] for x in layers_of(state)] for u in uploads]
+    norms = [np.sqrt(sum((one**2).sum() for one in each)) for each in products]
+    after = mean(state, uploads, np.asarray(norms) / sum(norms))
+    head = mean(state, uploads, np.full(len(uploads), 1 / len(uploads)))
+    return after | {place: leaf for place, leaf in head.items() if place[1] in HEAD}
+
+
 def ravan(state, uploads, shares):
     """Means of gain times core; gains begin at one."""
     sent = [dict(upload) for upload in uploads]
@@ -150,4 +159,5 @@ RULES = {
     "lora_fair": lora_fair,
     "fedrot_lora": fedrot_lora,
     "ravan": ravan,
+    "hetlora": hetlora,
 }

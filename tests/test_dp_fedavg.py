@@ -106,7 +106,7 @@ def test_the_bill_is_that_of_rounds_over_clients_with_the_cap_where_it_can_bind(
     plan = central().plan
     expected = accounting.epsilon_of(accounting.Sampling(4, 1.0, None), NOISE, 3, 1e-3)
     assert plan.spent(0, 3) == plan.epsilons(0, 3)[-1] == expected
-    assert (plan.unit, plan.steps_a_round) == ("client", 1)
+    assert (plan.unit, plan.clients[0].local_steps) == ("client", 1)
     many = prepared(
         mechanism="dp_fedavg", clients=48, cohort_size=4, sampling="poisson", num_examples=1000
     ).plan

@@ -95,7 +95,7 @@ def test_smoothing_keeps_a_constant_and_takes_white_noise_to_its_share(key):
 
 def test_a_local_step_moves_one_factor_alone():
     run = prepared(method="la_lora", mechanism="none")
-    one = prepare(run.experiment.replace(local_steps=2, **{"optimizer.learning_rate": 0.4}))
+    one = prepare(run.experiment.replace(local_steps=2, **{"optimizer.learning_rate": 50.0}))
     state = after(one, [0])
     for layer in run.model.adapted:
         assert np.abs(state.adapters[layer]["lora_b"]).max() > 0

@@ -18,11 +18,17 @@ class Schedule(NamedTuple):
     batch_size: int
     noise: tuple[float, ...] = (1.0,)
     """Factor on the noise multiplier by round; the last one stays."""
+    client_steps: tuple[int, ...] | None = None
+    """Local steps of each client, where they differ."""
 
     @property
     def steps(self) -> int:
         """Noised sums of one client over the whole run."""
         return self.rounds * self.local_steps
+
+    def steps_of(self, client: int) -> int:
+        """Returns the local steps of one client in a round."""
+        return self.local_steps if self.client_steps is None else self.client_steps[client]
 
     def sums(self, rounds: int, a_round: int) -> Steps:
         """Returns the noised sums of so many rounds, ``a_round`` in each, as accounting takes them."""
@@ -40,6 +46,8 @@ class ClientPlan(NamedTuple):
     """Noise stddev on a sum, in units of the clip norm: on the client's, or on that over clients."""
     event: Any
     """DpEvent of one step (None where nothing is promised); a run composes it with itself."""
+    local_steps: int = 1
+    """Noised sums a round that it is in."""
     priced: Sampling | None = None
     """What is sampled and paid for, where that is not the draw of examples: clients."""
 
@@ -59,17 +67,16 @@ class Plan(NamedTuple):
     rounds_within_budget: int
     """Rounds after which the next one would pass the budget of some client."""
     warnings: tuple[str, ...] = ()
-    steps_a_round: int = 1
-    """Noised sums a round that a client is in."""
     neighbours: str | None = None
     """Which data sets the guarantee compares."""
 
     @property
-    def kinds(self) -> dict[tuple[Sampling, float], list[int]]:
+    def kinds(self) -> dict[tuple[Sampling, float, int], list[int]]:
         """Clients that sample and pay alike, by how they do; one of each kind stands for all of it."""
-        found: dict[tuple[Sampling, float], list[int]] = {}
+        found: dict[tuple[Sampling, float, int], list[int]] = {}
         for index, client in enumerate(self.clients):
-            found.setdefault((client.sampling, client.noise_multiplier), []).append(index)
+            kind = client.sampling, client.noise_multiplier, client.local_steps
+            found.setdefault(kind, []).append(index)
         return found
 
     def largest_epsilons(self, rounds: int) -> list[float]:

@@ -28,7 +28,8 @@ def build(experiment: Experiment) -> Mechanism:
     """Returns DP-FedAvg with the experiment's clip norm, expected cohort and budget.
 
     Raises:
-        InputError: clients weighted by size, or a cohort of a fixed size out of more clients.
+        InputError: clients weighted by size, a cohort of a fixed size out of more clients, or the first
+            of several to come.
     """
     settings, expected = experiment.privacy, experiment.batch_size
     capacity = accounting.default_capacity(expected)
@@ -36,6 +37,12 @@ def build(experiment: Experiment) -> Mechanism:
         raise InputError(
             "Expected weighted = false under dp_fedavg: a client that counts n_k times moves the sum by "
             "n_k clip norms, and its size would show."
+        )
+
+    if experiment.sites.over_select > 1:
+        raise InputError(
+            "Expected sites.over_select = 1 under dp_fedavg: where the first to come are taken, one client "
+            "more keeps another one out, and the sum moves by two clip norms."
         )
 
     def plan(sizes, schedule, multipliers=None):
@@ -67,7 +74,7 @@ def build(experiment: Experiment) -> Mechanism:
         event = accounting.event_of(draw, sigma)
         return Plan(
             tuple(
-                ClientPlan(accounting.sampling(n, expected, capacity), sigma, event, draw)
+                ClientPlan(accounting.sampling(n, expected, capacity), sigma, event, priced=draw)
                 for n in sizes
             ),
             capacity,

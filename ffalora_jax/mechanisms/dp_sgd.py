@@ -8,6 +8,7 @@ server sees who does, so client sampling amplifies nothing.
 
 import bisect
 import functools
+from typing import NamedTuple
 
 import jax
 
@@ -39,36 +40,34 @@ def build(experiment: Experiment) -> Mechanism:
                 f"The run began with {len(multipliers)} clients, the data now has {len(draws)}: put it back."
             )
         calibrated = multipliers is None and settings.noise_multiplier is None
+        steps = [schedule.steps_of(client) for client in range(len(draws))]
+        kinds = list(zip(draws, steps, strict=True))
         if multipliers is None:
-            multipliers = _multipliers(
-                draws, schedule.sums(schedule.rounds, schedule.local_steps), settings
-            )
+            multipliers = _multipliers(kinds, schedule, settings)
         clients = tuple(
-            ClientPlan(draw, sigma, accounting.event_of(draw, sigma))
-            for draw, sigma in zip(draws, multipliers, strict=True)
+            ClientPlan(draw, sigma, accounting.event_of(draw, sigma), count)
+            for draw, sigma, count in zip(draws, multipliers, steps, strict=True)
         )
-
-        priced = _priced(draws)
+        priced = _priced(kinds)
 
         @functools.cache
-        def curve(draw, noise_multiplier, rounds):
-            after = [schedule.sums(done, schedule.local_steps) for done in range(1, rounds + 1)]
-            return accounting.trajectory(draw, noise_multiplier, after, settings.delta)
+        def curve(kind, noise_multiplier, rounds):
+            after = [schedule.sums(done, kind.steps) for done in range(1, rounds + 1)]
+            return accounting.trajectory(kind.draw, noise_multiplier, after, settings.delta)
 
         def epsilons(client, rounds):
-            return [0.0, *curve(priced[draws[client]], multipliers[client], rounds)]
+            return [0.0, *curve(priced[kinds[client]], multipliers[client], rounds)]
 
         def spent(client, rounds):
-            sums = schedule.sums(rounds, schedule.local_steps)
-            return accounting.epsilon_of(
-                priced[draws[client]], multipliers[client], sums, settings.delta
-            )
+            kind = priced[kinds[client]]
+            sums = schedule.sums(rounds, kind.steps)
+            return accounting.epsilon_of(kind.draw, multipliers[client], sums, settings.delta)
 
         affordable = schedule.rounds
         if settings.budget is not None and not calibrated:
             affordable = min(
-                affordable_rounds(draw, sigma, schedule, schedule.local_steps, settings)
-                for draw, sigma in {(priced[d], s) for d, s in zip(draws, multipliers, strict=True)}
+                affordable_rounds(kind.draw, sigma, schedule, kind.steps, settings)
+                for kind, sigma in {(priced[k], s) for k, s in zip(kinds, multipliers, strict=True)}
             )
         return Plan(
             clients,
@@ -78,7 +77,6 @@ def build(experiment: Experiment) -> Mechanism:
             spent,
             affordable,
             tuple(sorted({w for w in warnings if w})),
-            steps_a_round=schedule.local_steps,
             neighbours=accounting.NEIGHBOURS,
         )
 
@@ -102,22 +100,44 @@ def build(experiment: Experiment) -> Mechanism:
     )
 
 
-def _multipliers(draws, sums, settings) -> list[float]:
+class _Kind(NamedTuple):
+    """What a client draws, and how often a round."""
+
+    draw: accounting.Sampling
+    steps: int
+
+
+def _multipliers(kinds, schedule, settings) -> list[float]:
     if settings.noise_multiplier is not None:
         accounting.check_noise(settings.noise_multiplier)
-        return [settings.noise_multiplier] * len(draws)
-    groups = set(draws)
+        return [settings.noise_multiplier] * len(kinds)
+    groups = {_Kind(*kind) for kind in kinds}
     if len(groups) > MOST_GROUPS:
-        groups = {min(groups, key=lambda draw: draw.num_examples)}
-    needed = {d: accounting.noise_for(d, settings.budget, sums, settings.delta) for d in groups}
-    return [needed.get(draw, max(needed.values())) for draw in draws]
+        smallest = min((kind.draw for kind in groups), key=lambda draw: draw.num_examples)
+        groups = {_Kind(smallest, max(kind.steps for kind in groups))}
+    needed = {
+        kind: accounting.noise_for(
+            kind.draw,
+            settings.budget,
+            schedule.sums(schedule.rounds, kind.steps),
+            settings.delta,
+        )
+        for kind in groups
+    }
+    return [needed.get(kind, max(needed.values())) for kind in kinds]
 
 
-def _priced(draws):
-    """Returns, by draw, the draw whose epsilon is reported: its own, or among many a smaller client's.
+def _priced(kinds) -> dict[tuple[accounting.Sampling, int], _Kind]:
+    """Returns, by kind, that whose epsilon is reported: its own, or among many a dearer one.
 
-    At the same expected batch a smaller client samples with a higher probability and spends more.
+    At the same expected batch a smaller client samples with a higher probability and spends more; and so
+    does one with more steps.
     """
-    groups = sorted(set(draws))
-    priced = groups[:: -(-len(groups) // MOST_GROUPS)]
-    return {draw: priced[bisect.bisect_right(priced, draw) - 1] for draw in groups}
+    groups = {_Kind(*kind) for kind in kinds}
+    if len(groups) <= MOST_GROUPS:
+        return {kind: kind for kind in groups}
+    draws, most = sorted({kind.draw for kind in groups}), max(kind.steps for kind in groups)
+    chosen = draws[:: -(-len(draws) // MOST_GROUPS)]
+    return {
+        kind: _Kind(chosen[bisect.bisect_right(chosen, kind.draw) - 1], most) for kind in groups
+    }

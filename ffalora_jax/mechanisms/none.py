@@ -16,7 +16,8 @@ def build(experiment: Experiment) -> Mechanism:
 
     def plan(sizes, schedule, multipliers=None):
         clients = tuple(
-            ClientPlan(sampling(size, expected, capacity), 0.0, event=None) for size in sizes
+            ClientPlan(sampling(size, expected, capacity), 0.0, None, schedule.steps_of(client))
+            for client, size in enumerate(sizes)
         )
         return Plan(
             clients,
@@ -25,7 +26,6 @@ def build(experiment: Experiment) -> Mechanism:
             no_epsilons,
             nothing_promised,
             rounds_within_budget=schedule.rounds,
-            steps_a_round=schedule.local_steps,
         )
 
     def private_grad(key, total, noise_multiplier):

@@ -55,6 +55,8 @@ class Method(NamedTuple):
     wire: Callable[[Adapters], tuple[Adapters, Adapters]] | None = None
     """(server's leaves) -> trees of what a client really sends and receives in a round, where messages go
     another way than the computation; None: ``upload``, and what the round before changed."""
+    mixed_ranks: bool = False
+    """Whether clients may have ranks of their own, the rest of A's columns and B's rows being zero."""
     exact: bool = False
     """Whether the server's model after a round is the mean of the clients' models."""
     shares_nothing: bool = False

@@ -22,6 +22,7 @@ def build() -> Method:
         trained=frozenset({"lora_a", "lora_b"}),
         read=by_layer(_read),
         reads_uploads=True,
+        mixed_ranks=True,
         sentence="A and B trained, their products averaged and cut to rank r by an SVD",
     )
 

@@ -26,6 +26,7 @@ def build() -> Method:
         reads_uploads=True,
         redrawn=("lora_a",),
         exact=True,
+        mixed_ranks=True,
         sentence="A and B trained, stacked into the base; a fresh pair each round: exact",
     )
 

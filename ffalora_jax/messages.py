@@ -1,0 +1,55 @@
+"""What crosses the wire in a round, in bytes: counted from the shapes that are really sent."""
+
+import jax
+import numpy as np
+
+from ffalora_jax.adapters import nbytes, select
+from ffalora_jax.methods import Method
+from ffalora_jax.types import HEAD_LEAVES, Adapters
+
+FACTORS = {"lora_a": 1, "lora_b": 0}
+"""Axis of a factor that a site's own rank cuts."""
+
+
+def bytes_of(
+    method: Method, adapters: Adapters, slots: int, round_index: int, rank: np.ndarray | None = None
+):
+    """Returns what a client sends and receives in a round: its upload, and what the round before changed.
+
+    Args:
+        method: says what is sent.
+        adapters: the server's leaves; only shapes matter.
+        slots: clients in a round, of whose factors a residual may be made up again.
+        round_index: 0-based.
+        rank: each client's own rank; then both results are arrays (client,).
+    """
+    if method.pooled:
+        return 0, 0
+    if method.wire is not None:
+        up, down = jax.eval_shape(method.wire, adapters)
+        return nbytes(up), nbytes(down)
+    parts = method.parts
+    here = select(adapters, parts[int(method.phase_at(round_index))] | set(HEAD_LEAVES))
+    before = parts[int(method.phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | method.kept
+    up = _within(jax.eval_shape(method.upload, here, here), rank)
+    known = {"residual", *method.redrawn, *(("lora_b",) if method.redrawn else ())}
+    down = _within(select(adapters, before - known), rank)
+    # A residual comes as it is, or as the factors that it was made of.
+    residual = nbytes(select(adapters, {"residual"}))
+    factors = nbytes(select(adapters, {"lora_a", "lora_b"}))
+    return up, down + min(residual, slots * factors)
+
+
+def _within(sent: Adapters, rank: np.ndarray | None):
+    """Returns the bytes of leaves, factors cut to a client's own rank."""
+    if rank is None:
+        return nbytes(sent)
+    total = np.zeros(len(rank), np.int64)
+    for found in sent.values():
+        for name, leaf in found.items():
+            whole, axis = leaf.size * leaf.dtype.itemsize, FACTORS.get(name)
+            if axis is None:
+                total += whole
+            else:
+                total += whole // leaf.shape[axis] * np.minimum(rank, leaf.shape[axis])
+    return total
