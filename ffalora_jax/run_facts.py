@@ -35,7 +35,14 @@ NOT_PROTECTED_CLIENTS = (
     *NOT_PROTECTED[3:],
 )
 """Where a whole client is protected, and it may not show that it was there."""
-OF_CLIENTS = ("participants", "client_update_norms", "bytes_up", "bytes_down")
+OF_CLIENTS = (
+    "participants",
+    "client_update_norms",
+    "bytes_up",
+    "bytes_down",
+    "simulated_seconds",
+    "slowest",
+)
 NOT_PRIVATE_FIELDS = (
     "loss",
     "seconds",

@@ -127,6 +127,9 @@ def test_late_uploads_are_dropped_and_the_round_ends_at_the_deadline(tmp_path):
         assert line["participants"] == [0, 2, 3]
         assert line["simulated_seconds"] == 3.0
     easy = ffa.simulate(experiment.replace(**{"sites.up": slow["sites.up"]}), out=tmp_path / "slow")
+    page = (tmp_path / "slow" / "report.html").read_text()
+    assert "client_1 comes last in 2 of 2 rounds" in page
+    assert "10 Gbit/s" in page
     ready = prepare(experiment)
     assert easy.metrics[0]["slowest"] == 1
     assert easy.metrics[0]["simulated_seconds"] == pytest.approx(

@@ -8,7 +8,7 @@ from ffalora_jax.cache import write_atomically
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import settings
 from ffalora_jax.loaded_run import Run
-from ffalora_jax.report import figures, words
+from ffalora_jax.report import figures, times, words
 
 
 def write_report(runs: Sequence[Run], out: str | Path) -> Path:
@@ -47,6 +47,9 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
         rows=[words.row(run) for run in runs],
         sites=words.sites(first),
         figures=figures.of_run(first),
+        rates=times.RATES,
+        on_lines=times.on_lines(runs),
+        clock=times.clock(first),
         compared=figures.accuracy_of_runs(runs) if len(runs) > 1 else None,
         privacy=first.privacy,
         environment=first.folder.read_json("environment.json"),

@@ -66,6 +66,8 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Formats a time span."""
+    if 0 < seconds < 0.095:
+        return f"{1000 * seconds:.2g} ms" if seconds >= 1e-3 else "under 1 ms"
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
