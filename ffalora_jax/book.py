@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ffalora_jax import lint
 from ffalora_jax.checkpoint import Ledger
 from ffalora_jax.network import times_of
 from ffalora_jax.prepare import Prepared
@@ -29,6 +30,7 @@ class Book:
         self.run, self.folder, self.epsilons = run, folder, epsilons
         self.given_seed = folder.read_json("environment.json")["reproducible"]
         self.planned = ledger.planned_rounds
+        self._before = lint.warnings(run)
         self.kept = [x for x in folder.metrics() if x["round_index"] < ledger.rounds_done]
         for line in self.kept:
             for name in FINAL_FIELDS:
@@ -91,6 +93,11 @@ class Book:
             bound *= float(rates.at(round_index).clip_norm)
         return float(np.mean(norms > bound)) if norms.size else None
 
+    def _warnings(self) -> list[str]:
+        """What must not be overlooked; what the figures say comes with them."""
+        found = lint.after(self.run, self.kept)
+        return self._before + [one.text for one in found if one.level == "warning"]
+
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to metrics.jsonl; of a file that did not stand as saved, the rest is written anew."""
         if self._stands:
@@ -112,7 +119,7 @@ class Book:
     def write(self, done: int) -> None:
         """Writes privacy.json and communication.json as they stand after ``done`` rounds."""
         self.folder.write_json(
-            "privacy.json", privacy(self.run, done, self.planned, self.given_seed)
+            "privacy.json", privacy(self.run, done, self.planned, self.given_seed, self._warnings())
         )
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
 

@@ -26,6 +26,8 @@ usage: ffalora COMMAND ...
                             go on after a stop, to the same result; or add N rounds
   plan [EXPERIMENT.toml] [--device h200] [--clients N] [--json]
                             operations, memory, bytes, time and epsilon, before anything runs
+  check EXPERIMENT.toml|RUN [--json]
+                            what gives no error and is still wrong, or promises too little
   predict RUN --input F [--text COLUMN] [--client NAME] [--json]
                             label new texts (CSV, or one text a line)
   evaluate RUN [--data.name csv --data.path F ...] [--json]
@@ -142,6 +144,12 @@ def _plan(arguments: list[str]) -> int:
     return cli_plan.run(arguments, use_jax)
 
 
+def _check(arguments: list[str]) -> int:
+    from ffalora_jax import cli_check
+
+    return cli_check.run(arguments, use_jax)
+
+
 def _finish(run) -> int:
     from ffalora_jax import console
 
@@ -241,6 +249,7 @@ COMMANDS = {
     "run": _run,
     "resume": _resume,
     "plan": _plan,
+    "check": _check,
     "predict": _predict,
     "evaluate": _evaluate,
     "export": _export,

@@ -92,7 +92,11 @@ def environment(run: Prepared, given_noise_seed: bool, compiled_bytes: int) -> d
 
 
 def privacy(
-    run: Prepared, rounds_done: int, planned_rounds: int, given_noise_seed: bool
+    run: Prepared,
+    rounds_done: int,
+    planned_rounds: int,
+    given_noise_seed: bool,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
@@ -134,7 +138,7 @@ def privacy(
         "not_protected": list(NOT_PROTECTED if plan.unit != "client" else NOT_PROTECTED_CLIENTS),
         "not_private_fields": [*NOT_PRIVATE_FIELDS, *OF_CLIENTS * (plan.unit == "client")],
         "sampler": "floating-point Gaussian: for simulation, a release needs a secure sampler",
-        "warnings": list(plan.warnings),
+        "warnings": list(warnings),
     }
 
 

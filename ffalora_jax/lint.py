@@ -1,0 +1,231 @@
+"""What gives no error and is still wrong, or promises less than it seems to: told before a run, and after it.
+
+Each rule looks at a prepared run (nothing is computed) or at a run's figures, and says what it found,
+where that is written about, and the way out. What cannot work at all is refused by ``prepare``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ffalora_jax.prepare import Prepared
+from ffalora_jax.types import HEAD_LEAVES
+
+LARGEST_EPSILON = 50.0
+FEW_CLIENTS = 100
+MANY_DOUBLES = 0.05
+"""Share of a held-out part that makes its accuracy another figure; a few doubles are in every data set."""
+CLIPPED_MOST, CLIPPED_LEAST = 0.99, 0.01
+ROUNDS_TO_TELL = 3
+
+
+class Finding(NamedTuple):
+    """One thing that somebody should know."""
+
+    rule: str
+    text: str
+    reference: str
+    level: str = "warning"
+    """``warning``, said before the run and in its report; ``note``, said by ``ffalora check`` alone."""
+
+
+def before(run: Prepared) -> list[Finding]:
+    """Returns what a prepared run's settings and data give reason to say."""
+    return [found for rule in RULES for found in rule(run)]
+
+
+def after(run: Prepared, metrics: Sequence[dict[str, Any]]) -> list[Finding]:
+    """Returns what a run's first figures give reason to say."""
+    if run.plan.unit is None:
+        return []
+    shares = [line["clipped_share"] for line in metrics if line["clipped_share"] is not None]
+    if len(shares) < ROUNDS_TO_TELL:
+        return []
+    share, norm = float(np.median(shares)), run.experiment.privacy.clip_norm
+    where = "Andrew et al. 2021, arXiv:1905.03871"
+    if share > CLIPPED_MOST:
+        return [
+            Finding(
+                "clip-always-binds",
+                f"{100 * share:.0f} % of all influences were cut to privacy.clip_norm = {norm:g}: directions "
+                "are kept and lengths lost. That is usual with DP-SGD; a larger norm adds as much noise as "
+                "it keeps.",
+                where,
+                "note",
+            )
+        ]
+    if share < CLIPPED_LEAST:
+        return [
+            Finding(
+                "clip-never-binds",
+                f"{100 * share:.1f} % of all influences reached privacy.clip_norm = {norm:g}, and the noise "
+                "is scaled to it: a smaller norm gives less noise for the same epsilon.",
+                where,
+            )
+        ]
+    return []
+
+
+def warnings(run: Prepared, metrics: Sequence[dict[str, Any]] = ()) -> list[str]:
+    """Returns the texts of what must not be overlooked."""
+    found = before(run) + after(run, metrics)
+    return [finding.text for finding in found if finding.level == "warning"]
+
+
+def _delta(run: Prepared) -> list[Finding]:
+    return [
+        Finding("delta-above-1/n", text, "Dwork & Roth 2014, section 2.3")
+        for text in run.plan.warnings
+    ]
+
+
+def _epsilon(run: Prepared) -> list[Finding]:
+    plan = run.plan
+    if plan.unit is None:
+        return []
+    rounds = min(run.experiment.rounds, plan.rounds_within_budget)
+    found, spent = [], plan.largest_spent(rounds)
+    if spent > LARGEST_EPSILON:
+        found.append(
+            Finding(
+                "epsilon-too-large",
+                f"Epsilon {spent:.3g} bounds next to nothing: e^{spent:.0f} times as likely is still within "
+                "it. Expected at most 10, better 1 to 6: raise the noise or take fewer steps.",
+                "Ponomareva et al. 2023, arXiv:2303.00654, section 5.2",
+            )
+        )
+    if rounds < run.experiment.rounds:
+        found.append(
+            Finding(
+                "epsilon-of-one-round",
+                f"privacy.epsilon = {run.experiment.privacy.budget:g} is of the whole run, and this noise "
+                f"pays for {rounds} of {run.experiment.rounds} rounds: leave privacy.noise_multiplier out, "
+                "or raise it.",
+                "composition: Abadi et al. 2016, arXiv:1607.00133, section 3.2",
+            )
+        )
+    return found
+
+
+def _weights(run: Prepared) -> list[Finding]:
+    if not run.experiment.weighted or run.plan.unit is None:
+        return []
+    return [
+        Finding(
+            "size-weights",
+            "weighted = true averages by the sites' numbers of examples, which are not protected and show in "
+            "the average; uniform weights keep them to the site.",
+            "McMahan et al. 2018, arXiv:1710.06963, section 2",
+        )
+    ]
+
+
+def _held_out(run: Prepared) -> list[Finding]:
+    """Texts that stand in a training part and in a held-out one alike."""
+    inputs = [np.asarray(leaf) for _, leaf in sorted(run.encoded.inputs.items())]
+
+    def hashes(rows: Sequence[np.ndarray]) -> set[bytes]:
+        return {b"".join(leaf[row].tobytes() for leaf in inputs) for row in np.concatenate(rows)}
+
+    owners = run.owners
+    seen = hashes(owners.train)
+    found = []
+    for what, rows in (("validation", owners.validation), ("test", owners.test)):
+        held = hashes(rows)
+        both = len(seen & held)
+        if both:
+            found.append(
+                Finding(
+                    f"{what}-on-training-data",
+                    f"{both} of {len(held)} different {what} examples stand in a training part too: accuracy "
+                    "on them is no accuracy on new ones. Take doubles out of the data.",
+                    "Lee et al. 2022, arXiv:2107.06499",
+                    "warning" if both > MANY_DOUBLES * len(held) else "note",
+                )
+            )
+    return found
+
+
+def _tuning(run: Prepared) -> list[Finding]:
+    if run.plan.unit is None or run.experiment.evaluate_every >= run.experiment.rounds:
+        return []
+    return [
+        Finding(
+            "stopping-by-looking",
+            "Held-out accuracy is computed without noise, and a round picked by it (early stopping) is not "
+            "covered by epsilon; the run itself never does that. With public data to look at it would be.",
+            "Papernot & Steinke 2022, arXiv:2110.03620",
+            "note",
+        )
+    ]
+
+
+def _personal_heads(run: Prepared) -> list[Finding]:
+    personal = {name for found in run.state.personal.values() for name in found}
+    if not (personal and run.mechanism.is_central):
+        return []
+    what = "heads" if personal <= set(HEAD_LEAVES) else "leaves"
+    return [
+        Finding(
+            "personal-outside-the-noise",
+            f"Personal {what} stay at their site and get no noise under this mechanism: a site that hands "
+            "its model on is not protected. Set model.head = 'trained', or take dp_sgd.",
+            "design of DP-FedAvg: McMahan et al. 2018, arXiv:1710.06963",
+        )
+    ]
+
+
+def _few_clients(run: Prepared) -> list[Finding]:
+    expected = run.server.clients
+    if not run.mechanism.is_central or expected >= FEW_CLIENTS:
+        return []
+    noise = run.server.noise_multiplier / expected
+    return [
+        Finding(
+            "few-clients",
+            f"About {expected} clients a round share the noise: the mean gets {noise:.2g} clip norms of it "
+            f"in every number. Expected {FEW_CLIENTS} and more; with few sites protect examples (dp_sgd).",
+            "McMahan et al. 2018, arXiv:1710.06963, section 4",
+        )
+    ]
+
+
+def _noise_seed(run: Prepared) -> list[Finding]:
+    if run.experiment.noise_seed is None or run.plan.unit is None:
+        return []
+    return [
+        Finding(
+            "noise-seed-given",
+            "noise_seed was given by hand: whoever knows it can take the noise away, so what comes out "
+            "is reproducible and not to be released. Leave it out for a release.",
+            "SECURITY.md",
+            "note",
+        )
+    ]
+
+
+def _start(run: Prepared) -> list[Finding]:
+    if run.experiment.method.start is None or run.plan.unit is None:
+        return []
+    return [
+        Finding(
+            "start-taken-as-public",
+            "method.start is taken as public: if it was trained on these sites' data, or chosen by it, what "
+            "that cost comes on top of this run's epsilon.",
+            "composition: Dwork & Roth 2014, theorem 3.16",
+        )
+    ]
+
+
+RULES: tuple[Callable[[Prepared], list[Finding]], ...] = (
+    _delta,
+    _epsilon,
+    _weights,
+    _held_out,
+    _tuning,
+    _personal_heads,
+    _few_clients,
+    _noise_seed,
+    _start,
+)
