@@ -89,10 +89,12 @@ def test_of_many_sizes_the_price_is_that_of_the_next_smaller_client_or_ones_own(
     draws = [
         sampling(size, 8, 30) for size in np.random.default_rng(0).integers(20, 4000, 500).tolist()
     ]
-    priced = _priced(draws)
+    kinds = [(draw, 1 + index % 3) for index, draw in enumerate(draws)]
+    priced = _priced(kinds)
     assert len(set(priced.values())) <= MOST_GROUPS
-    for draw, other in priced.items():
-        assert other.num_examples <= draw.num_examples
-        assert other.probability >= draw.probability
-    few = draws[:3]
-    assert _priced(few) == {draw: draw for draw in few}
+    for (draw, steps), other in priced.items():
+        assert other.draw.num_examples <= draw.num_examples
+        assert other.draw.probability >= draw.probability
+        assert other.steps >= steps
+    few = kinds[:3]
+    assert _priced(few) == {kind: kind for kind in few}

@@ -94,7 +94,8 @@ def test_leaves_are_sent_kept_or_frozen_and_never_two_of_these(name):
 
 def centralised_twin(name):
     """The plain method that trains the same leaves in every round, if there is one."""
-    parts = registry.lookup("methods", name)().parts
+    method = registry.lookup("methods", name)()
+    parts = None if method.local_parts else method.parts
     plain = ("ffa_lora", "freeze_b", "fedavg_lora")
     return next((x for x in plain if registry.lookup("methods", x)().parts == parts), None)
 
