@@ -87,14 +87,15 @@ def audit(
             "from so few says nothing. Give more data, or --partition.num_clients."
         )
     scores, inserted = scored(run, count, owner)
-    return _judged(run, scores, inserted, owner, confidence)
+    return judged(run, scores, inserted, owner, confidence)
 
 
 def scored(
-    run: Prepared, count: int, owner: int
+    run: Prepared, count: int, owner: int, noise_seed: int | None = None
 ) -> tuple[Float[Array, " canary"], Bool[Array, " canary"]]:
     """Runs all rounds with canaries; returns how far the model moved along each, and which were inserted."""
-    fresh = Keys(rng.public_root(run.experiment.seed), rng.secret_root(rng.fresh_noise_seed()))
+    seed = rng.fresh_noise_seed() if noise_seed is None else noise_seed
+    fresh = Keys(rng.public_root(run.experiment.seed), rng.secret_root(seed))
     coins = rng.stream(fresh.secret, rng.Purpose.CANARY_COIN)
     inserted = jax.random.bernoulli(coins, 0.5, (count,))
     trained = leaves.names(run.state.adapters)
@@ -174,7 +175,8 @@ def _with_canaries(
     return run._replace(task=task, model=model, data=run.data._replace(inputs=inputs))
 
 
-def _judged(run: Prepared, scores, inserted, owner: int, confidence: float) -> Audit:
+def judged(run: Prepared, scores, inserted, owner: int, confidence: float) -> Audit:
+    """Returns what scores of inserted and left-out canaries prove."""
     try:
         from jax_privacy.auditing import CanaryScoreAuditor
     except ImportError:

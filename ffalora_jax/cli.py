@@ -28,6 +28,8 @@ usage: ffalora COMMAND ...
                             operations, memory, bytes, time and epsilon, before anything runs
   check EXPERIMENT.toml|RUN [--json]
                             what gives no error and is still wrong, or promises too little
+  audit [EXPERIMENT.toml] [--canaries N] [--json]
+                            epsilon that a mechanism gives away at least, beside its claim
   predict RUN --input F [--text COLUMN] [--client NAME] [--json]
                             label new texts (CSV, or one text a line)
   evaluate RUN [--data.name csv --data.path F ...] [--json]
@@ -150,6 +152,12 @@ def _check(arguments: list[str]) -> int:
     return cli_check.run(arguments, use_jax)
 
 
+def _audit(arguments: list[str]) -> int:
+    from ffalora_jax import cli_audit
+
+    return cli_audit.run(arguments, use_jax)
+
+
 def _finish(run) -> int:
     from ffalora_jax import console
 
@@ -250,6 +258,7 @@ COMMANDS = {
     "resume": _resume,
     "plan": _plan,
     "check": _check,
+    "audit": _audit,
     "predict": _predict,
     "evaluate": _evaluate,
     "export": _export,
