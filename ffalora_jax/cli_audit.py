@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ffalora_jax import flags
 from ffalora_jax.errors import InputError
 
-HELP = """usage: ffalora audit [EXPERIMENT.toml] [--canaries N] [--confidence C] [--json] [--SETTING VALUE ...]
+HELP = """usage: ffalora audit [EXPERIMENT.toml] [--canaries N] [--confidence C] [--json] [--SETTING VALUE]
 
 Runs the experiment's rounds with canaries in them (examples, or under dp_fedavg clients, whose gradients are
 known), guesses from the outcome which of them were there, and bounds from below the epsilon that was
