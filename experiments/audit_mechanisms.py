@@ -135,7 +135,7 @@ def unbounded_uploads(run: Prepared) -> Prepared:
 def judged(run: Prepared, noise_seed: int | None = None) -> audit.Audit:
     """Audits a prepared run."""
     count = CANARIES
-    if not run.mechanism.is_central:
+    if run.plan.unit == "example":
         count = min(CANARIES, int(run.data.sizes[0]))
     scores, inserted = audit.scored(run, count, 0, noise_seed)
     return audit.judged(run, scores, inserted, 0, 0.95)

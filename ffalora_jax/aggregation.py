@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from ffalora_jax import rng
 from ffalora_jax.types import Tree
 
 
@@ -39,10 +40,43 @@ def weighted_sum(
             return vector.reshape(-1, *(1,) * (leaf.ndim - 1))
 
         weighted = leaf if weights is None else leaf * along(weights)
-        return jnp.sum(weighted, axis=0, where=along(is_real), dtype=jnp.float32)
+        kept = leaf.dtype if leaf.dtype == jnp.uint32 else jnp.float32  # integers modulo 2^32
+        return jnp.sum(weighted, axis=0, where=along(is_real), dtype=kept)
 
     ones = jnp.ones(is_real.shape, jnp.float32) if weights is None else weights
     return Sums(jax.tree.map(add, uploads), jnp.sum(ones, where=is_real))
+
+
+def masked(key: Array, uploads: Tree, slot: Int[Array, ""], partner: Int[Array, ""]) -> Tree:
+    """Hides one client's integers under masks that cancel over a ring of clients (modulo 2^32).
+
+        u_k + r_k - r_next(k)
+
+    Guarantee: each masked number is uniform over 2^32 values to whoever knows neither mask; over all clients
+    of the ring the masks add up to nothing, exactly. Who drops out in between is not simulated.
+
+    Args:
+        key: the round's; every client shares one mask with each of its two neighbours.
+        uploads: uint32 leaves.
+        slot: the client's place.
+        partner: the next client's place.
+    """
+    leaves, structure = jax.tree.flatten(uploads)
+    own, other = rng.leaf(key, slot), rng.leaf(key, partner)
+    hidden = [
+        leaf
+        + jax.random.bits(rng.leaf(own, index), leaf.shape, "uint32")
+        - jax.random.bits(rng.leaf(other, index), leaf.shape, "uint32")
+        for index, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, hidden)
+
+
+def ring(is_real: Bool[Array, " client"]) -> Int[Array, " client"]:
+    """Returns for every client that is there the place of the next one, the last one's being the first."""
+    order = jnp.argsort(~is_real, stable=True)
+    place = jnp.cumsum(is_real) - 1
+    return order[(place + 1) % jnp.maximum(jnp.sum(is_real), 1)]
 
 
 def mean_upload(sums: Sums, fallback: Tree) -> Tree:

@@ -78,10 +78,10 @@ def audit(
     run = prepare(experiment, data, model)
     _check(run)
     owner = int(np.argmax(np.asarray(run.data.sizes)))
-    there = run.settings.num_clients if run.mechanism.is_central else int(run.data.sizes[owner])
+    there = run.settings.num_clients if run.plan.unit == "client" else int(run.data.sizes[owner])
     count = min(canaries, there)
     if count < LEAST_CANARIES:
-        what = "clients" if run.mechanism.is_central else "examples at the largest client"
+        what = "clients" if run.plan.unit == "client" else "examples at the largest client"
         raise InputError(
             f"Expected at least {LEAST_CANARIES} canaries, got {count} (there are {there} {what}): a bound "
             "from so few says nothing. Give more data, or --partition.num_clients."
@@ -103,7 +103,7 @@ def scored(
     run = _with_canaries(run, count, owner, inserted, direction)
     step = jax.jit(run.round_step())
     cohort = None
-    if not run.mechanism.is_central:
+    if not run.mechanism.hides_uploads:
         cohort = Cohort(jnp.asarray([owner]), jnp.ones(1, bool))
     state = run.state
     for _ in range(min(run.experiment.rounds, run.plan.rounds_within_budget)):
@@ -150,7 +150,7 @@ def _with_canaries(
     """Returns the run in which some examples' loss is linear: its gradient is the canary's, or nothing."""
     members, sizes = np.asarray(run.data.members), np.asarray(run.data.sizes)
     which = np.full(len(run.data.labels), -1, np.int32)
-    if run.mechanism.is_central:
+    if run.plan.unit == "client":
         for client in range(count):
             which[members[client, : sizes[client]]] = client
     else:

@@ -77,7 +77,7 @@ class Book:
                     "clipped_share": self._clipped(
                         np.asarray(infos.facts.update_norm[index][slots]), done + index
                     )
-                    if self.run.mechanism.is_central
+                    if self.run.plan.unit == "client"
                     else (clip.num_clipped / drawn if drawn else None),
                     "gradient_norm": clip.norm_sum / whole if whole else None,
                     "drawn": int(clip.num_real),

@@ -57,3 +57,9 @@ class SitesConfig:
     def is_set(self) -> bool:
         """Whether anything is said about the sites at all."""
         return self != SitesConfig()
+
+    @property
+    def may_stay_away(self) -> bool:
+        """Whether a site that is asked may not come, or too late."""
+        present = self.available or self.preset == "phones" or self.trace is not None
+        return bool(present) or self.deadline is not None or self.over_select > 1

@@ -162,7 +162,9 @@ class PrivacyConfig:
 
     mechanism: Annotated[
         str,
-        Doc("dp_sgd (an example), dp_fedavg (a whole client) or none: `ffalora list mechanisms`"),
+        Doc(
+            "dp_sgd (an example), dp_fedavg (a whole client), none, ...: `ffalora list mechanisms`"
+        ),
     ] = "dp_sgd"
     epsilon: Annotated[
         float | None,
@@ -187,6 +189,9 @@ class PrivacyConfig:
             "factor on noise_multiplier by round, in at most 8 levels; every round at its own price"
         ),
     ] = "constant"
+    honest_share: Annotated[
+        float, Doc("dp_sgd_secagg: share of a round's clients that is sure to add its noise")
+    ] = 0.5
     accountant: Annotated[
         str, Doc("pld; rdp does not know capped draws, only `privacy` has it")
     ] = "pld"
@@ -204,6 +209,11 @@ class PrivacyConfig:
                 "privacy.capacity": self.capacity,
             }
         )
+        if not 0 < self.honest_share <= 1:
+            raise InputError(
+                f"Expected 0 < privacy.honest_share <= 1, got {self.honest_share}: with nobody honest no "
+                "noise is sure to be there."
+            )
         one_of(ACCOUNTANTS, **{"privacy.accountant": self.accountant})
         if self.accountant != "pld":
             raise InputError(

@@ -163,7 +163,7 @@ def _tuning(run: Prepared) -> list[Finding]:
 
 def _personal_heads(run: Prepared) -> list[Finding]:
     personal = {name for found in run.state.personal.values() for name in found}
-    if not (personal and run.mechanism.is_central):
+    if not (personal and run.plan.unit == "client"):
         return []
     what = "heads" if personal <= set(HEAD_LEAVES) else "leaves"
     return [
@@ -178,7 +178,7 @@ def _personal_heads(run: Prepared) -> list[Finding]:
 
 def _few_clients(run: Prepared) -> list[Finding]:
     expected = run.server.clients
-    if not run.mechanism.is_central or expected >= FEW_CLIENTS:
+    if run.plan.unit != "client" or expected >= FEW_CLIENTS:
         return []
     noise = run.server.noise_multiplier / expected
     return [

@@ -91,6 +91,18 @@ def my_shards(mesh: Mesh | None) -> list[int]:
     return [k for k, row in enumerate(mesh.devices) if any(d.process_index == me for d in row)]
 
 
+def _added(tree: Tree) -> Tree:
+    """Adds up over the devices: all floats as one vector; integers, modulo 2^32, as another."""
+    found, structure = jax.tree.flatten(tree)
+    for whole in (False, True):
+        places = [i for i, leaf in enumerate(found) if (leaf.dtype == jnp.uint32) == whole]
+        if places:
+            flat, unravel = ravel_pytree([found[i] for i in places])
+            for place, leaf in zip(places, unravel(jax.lax.psum(flat, CLIENTS)), strict=True):
+                found[place] = leaf
+    return jax.tree.unflatten(structure, found)
+
+
 def over_devices(body: Callable, mesh: Mesh | None, shared: Tree, apart: Tree) -> tuple:
     """Runs ``body(shared, apart) -> (kept, told, sums)`` for every device's share of the clients.
 
@@ -117,8 +129,7 @@ def over_devices(body: Callable, mesh: Mesh | None, shared: Tree, apart: Tree) -
         if not jax.tree.leaves((told, sums)):
             return kept, told, sums
         whole = jax.tree.map(lambda leaf: _placed(leaf, count), told)
-        flat, unravel = ravel_pytree((whole, sums))
-        told, sums = unravel(jax.lax.psum(flat, CLIENTS))
+        told, sums = _added((whole, sums))
         return kept, told, sums
 
     # check_vma=True would add every gradient of something replicated over the devices *before* it is

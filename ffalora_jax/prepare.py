@@ -149,7 +149,7 @@ def prepare(
     mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     server = Server(method, _server_optimizer(experiment), redraw(injected, method, init))
-    if mechanism.is_central:
+    if mechanism.hides_uploads:
         server = server._replace(
             mechanism=mechanism,
             noise_multiplier=plan.clients[0].noise_multiplier,
@@ -168,7 +168,7 @@ def prepare(
         chunk=1,
         weighted=experiment.weighted,
         rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
-        secret_cohort=mechanism.is_central,
+        secret_cohort=plan.unit == "client",
         presence=presence,
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))

@@ -41,6 +41,7 @@ class Purpose(enum.IntEnum):
     DROPOUT = 22  # indices: round, client, step, example, layer
     SERVER_NOISE = 23  # indices: round, leaf
     SECRET_COHORT = 24  # indices: round
+    MASK = 25  # indices: round, slot, leaf
     CANARY = 30  # indices: canary, leaf
     CANARY_COIN = 31
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
-from ffalora_jax.aggregation import weighted_sum
+from ffalora_jax.aggregation import masked, ring, weighted_sum
 from ffalora_jax.client import ClientFacts, Frozen, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, RoundSettings, draw_cohort_of
 from ffalora_jax.mechanisms import Mechanism
@@ -105,7 +105,7 @@ def _make_phase(
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared
         clip_factor = 1.0 if frozen.rates is None else frozen.rates.at(round_index).clip_norm
-        clients, mine, personal, is_real, weights, batches, here = apart
+        clients, mine, personal, is_real, weights, batches, here, around = apart
         data = here if by_slot else data
         count = is_real.shape[0]
         places = jnp.arange(count) if by_slot else clients
@@ -119,6 +119,9 @@ def _make_phase(
             nothing = method.upload(active, active)
             uploads, norms = _bounded(server.mechanism, uploads, nothing, clip_factor)
             facts = facts._replace(update_norm=norms)
+            if server.mechanism.sums_integers:
+                key = rng.stream(secret, rng.Purpose.MASK, round_index)
+                uploads = jax.vmap(masked, in_axes=(None, 0, 0, 0))(key, uploads, *around)
         stays = leaves.select(ends, leaves.names(personal))
         return (stays, uploads), facts, weighted_sum(uploads, is_real, weights)
 
@@ -148,7 +151,19 @@ def _make_phase(
         mine = mine._replace(threshold=jnp.where(is_real, mine.threshold, jnp.uint32(0)))
         weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
         shared = keys.secret, state.round_index, frozen, active, None if by_slot else data
-        apart = clients, mine, personal, is_real, weights, batches, data if by_slot else None
+        around = None
+        if server.mechanism is not None and server.mechanism.sums_integers:
+            around = jnp.arange(is_real.shape[0]), ring(is_real)
+        apart = (
+            clients,
+            mine,
+            personal,
+            is_real,
+            weights,
+            batches,
+            data if by_slot else None,
+            around,
+        )
         (ends, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
         after, memory = server.step(
             phase,

@@ -56,6 +56,8 @@ class Server(NamedTuple):
             what = "reads each client's upload, and the noise is in their sum alone"
         elif self.method.is_baseline:
             what = "is a yardstick in which no clients meet"
+        elif self.mechanism.sums_integers and self.method.personal:
+            what = "keeps leaves at the clients, with their share of the noise alone"
         if what:
             raise InputError(
                 f"method.name {name!r} {what}: take ffa_lora, fedavg_lora, rolora, ..., or "

@@ -45,7 +45,7 @@ def prepared(
     """A run of the tiny model on synthetic text, with clipping active."""
     experiment = Experiment(
         rounds=rounds,
-        local_steps=2,
+        local_steps=1 if mechanism == "dp_sgd_secagg" else 2,
         batch_size=batch_size,
         client_chunk=chunk,
         cohort_size=cohort_size,
@@ -66,8 +66,9 @@ def prepared(
 def go_together(method: str, mechanism: str) -> bool:
     """Whether a method can have a mechanism: one that noises the sum shows no upload to anybody."""
     found = registry.lookup("methods", method)()
-    central = mechanism in ("dp_fedavg",)
-    return not (central and (found.reads_uploads or found.is_baseline))
+    if mechanism in ("dp_fedavg", "dp_sgd_secagg") and (found.reads_uploads or found.is_baseline):
+        return False
+    return mechanism != "dp_sgd_secagg" or not (found.personal or found.local_parts)
 
 
 def keys(run: Prepared) -> Keys:

@@ -35,6 +35,7 @@ CASES = {
     "plain LoRA": {"method": "fedavg_lora"},
     "local only": {"method": "local_only"},
     "prefix kept": {"layers": "1"},
+    "secure aggregation": {"mechanism": "dp_sgd_secagg"},
 }
 WAYS = {
     "on 2": {"mesh": "clients=2"},
@@ -50,6 +51,7 @@ FAST = {
     "Poisson cohorts": ("dealt", "on 2"),
     "personal head": ("on 2", "dealt over 2"),
     "prefix kept": ("dealt over 2",),
+    "secure aggregation": ("on 2",),
 }
 
 

@@ -82,7 +82,7 @@ def twin_rounds(run, count):
             round_index=round_index,
             clip_norm=mechanism.clip_norm,
             noise_multipliers=np.zeros(len(sizes))
-            if mechanism.is_central
+            if run.plan.unit == "client"
             else np.asarray(run.numbers.noise_multiplier, float),
             expected=run.experiment.batch_size,
             learning_rate=run.experiment.optimizer.learning_rate,
@@ -95,7 +95,7 @@ def twin_rounds(run, count):
 
 def _central(run):
     """What the twin of client-level DP is told; None for the other mechanisms."""
-    if not run.mechanism.is_central:
+    if run.plan.unit != "client":
         return None
     privacy, clients = run.experiment.privacy, run.settings.cohort_size
     facts = {"clip_norm": privacy.clip_norm, "noise_multiplier": privacy.noise_multiplier}

@@ -106,15 +106,17 @@ class Mechanism(NamedTuple):
     """(what a client's upload moved, the round's factor on the clip norm) -> (the same within that, its norm
     before); None: what leaves a client is private already."""
     private_total: Callable | None = None
-    """(key, sum of bounded uploads, noise multiplier, expected number of clients) -> their mean, which the
-    server may use."""
+    """(key, sum of what ``private_update`` gave, noise multiplier, expected number of clients) -> their mean,
+    which the server may use."""
+
+    sums_integers: bool = False
+    """Whether ``private_update`` gives integers (uint32), of which the server sees the sum modulo 2^32."""
 
     @property
-    def is_central(self) -> bool:
-        """Whether the noise is added to the sum over the clients.
+    def hides_uploads(self) -> bool:
+        """Whether the server may use the sum over the clients and no single upload.
 
-        They are the privacy unit then, who takes part is drawn in secret, and a method that reads single
-        uploads cannot have it.
+        A method that reads single uploads cannot have such a mechanism.
         """
         return self.private_total is not None
 
