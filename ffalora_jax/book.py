@@ -75,10 +75,12 @@ class Book:
                     "update_norm": float(infos.update_norm[index]),
                     "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
                     "clipped_share": self._clipped(
-                        np.asarray(infos.facts.update_norm[index][slots]), done + index
+                        np.asarray(infos.facts.update_norm[index][slots]),
+                        self._bound(infos, index, done + index),
                     )
                     if self.run.plan.unit == "client"
                     else (clip.num_clipped / drawn if drawn else None),
+                    **self._clip_norm(infos, index),
                     "gradient_norm": clip.norm_sum / whole if whole else None,
                     "drawn": int(clip.num_real),
                     "broken": int(clip.num_broken),
@@ -86,12 +88,24 @@ class Book:
             )
         return found
 
-    def _clipped(self, norms: np.ndarray, round_index: int) -> float | None:
+    def _clip_norm(self, infos: RoundInfo, index: int) -> dict[str, float]:
+        """The round's clip norm, where it adapts."""
+        if infos.clip_factor is None:
+            return {}
+        norm = self.run.experiment.privacy.clip_norm
+        return {"clip_norm": norm * float(np.asarray(infos.clip_factor)[index])}
+
+    def _clipped(self, norms: np.ndarray, bound: float) -> float | None:
         """Share of a round's uploads that were above the clip norm."""
-        rates, bound = self.run.frozen.rates, self.run.experiment.privacy.clip_norm
-        if rates is not None:
-            bound *= float(rates.at(round_index).clip_norm)
         return float(np.mean(norms > bound)) if norms.size else None
+
+    def _bound(self, infos: RoundInfo, index: int, round_index: int) -> float:
+        """The clip norm of a round, schedules included."""
+        bound = self._clip_norm(infos, index).get(
+            "clip_norm", self.run.experiment.privacy.clip_norm
+        )
+        rates = self.run.frozen.rates
+        return bound if rates is None else bound * float(rates.at(round_index).clip_norm)
 
     def _warnings(self) -> list[str]:
         """What must not be overlooked; what the figures say comes with them."""

@@ -119,6 +119,7 @@ class Checkpoints:
             tree["personal"],
             tree["round_index"],
             jax.tree.unflatten(jax.tree.structure(like.server), server),
+            tree.get("clip_factor"),
         )
 
     def _shapes(self, step: int) -> dict[str, Any] | None:
@@ -141,6 +142,7 @@ def _as_tree(state: RoundState) -> dict[str, Any]:
         "personal": state.personal,
         "round_index": state.round_index,
         "server": _numbered(state.server),
+        **({} if state.clip_factor is None else {"clip_factor": state.clip_factor}),
     }
 
 

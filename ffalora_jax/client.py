@@ -34,6 +34,8 @@ class Frozen(NamedTuple):
     """The frozen factor, e.g. ``lora_a`` in FFA-LoRA."""
     rates: Rates | None = None
     """Schedules by round; None: all settings stay as they are."""
+    clip_factor: Float[Array, ""] | None = None
+    """Clip norm of the round (at its begin) in units of the one that was set; None: it does not adapt."""
 
 
 class Participant(NamedTuple):
@@ -60,6 +62,8 @@ class ClientFacts(NamedTuple):
     clip: ClipFacts
     update_norm: Float[Array, ""]
     """L2 norm of what the round changed at the client; private, since computed from noised steps."""
+    clip_factor: Float[Array, ""] | None = None
+    """What its clip norm came to, where it adapts here."""
 
 
 def make_local_update(
@@ -81,9 +85,10 @@ def make_local_update(
     still adds noise. The optimiser's state starts anew in every round.
     """
     parts = method.local_parts or (None,)
+    adapts = mechanism.adapt is not None and mechanism.private_update is None
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
-        now, begin = _rates(frozen, mechanism, me, round_index), _within(me.start, me.rank)
+        begin = _within(me.start, me.rank)
 
         def example_loss(trained, example: Examples, held, index):
             adapters = leaves.merge(held, trained)
@@ -92,18 +97,21 @@ def make_local_update(
             forward = partial(model.apply_training, frozen.backbone, adapters, key)
             return task.loss(forward, example.inputs, example.labels)
 
-        def clipped(trained, held, batch, index):
+        def clipped(trained, held, batch, index, clip_norm):
             if packing is None:
                 loss = partial(example_loss, held=held, index=index)
-                return clipped_sum_in_blocks(loss, trained, data, batch, now.clip_norm, blocks)
+                return clipped_sum_in_blocks(loss, trained, data, batch, clip_norm, blocks)
             where = frozen.backbone, held, trained
-            return packed_clipped_sum(model, task, *where, data, batch, now.clip_norm, packing)
+            return packed_clipped_sum(model, task, *where, data, batch, clip_norm, packing)
 
         def advance(number, carry, index, batch):
             """One step on the leaves of a part; the others are as if frozen."""
-            everything, states = carry
+            everything, states, factor = carry
+            now = _rates(frozen, mechanism, me, round_index, factor)
             trained, held = _split(everything, parts[number])
-            total, facts = clipped(trained, leaves.merge(frozen.adapters, held), batch, index)
+            total, facts = clipped(
+                trained, leaves.merge(frozen.adapters, held), batch, index, now.clip_norm
+            )
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
             gradient = method.filtered(mechanism.private_grad(key, total, now.noise_multiplier))
             gradient = _within(gradient, me.rank)
@@ -116,7 +124,10 @@ def make_local_update(
             if now.learning_rate is not None:  # in a round one number, last factor of any change
                 change = jax.tree.map(lambda leaf: now.learning_rate * leaf, change)
             after = leaves.merge(held, jax.tree.map(jnp.add, trained, change))
-            after = after, (*states[:number], mine, *states[number + 1 :])
+            if mechanism.adapt is not None and adapts:
+                key = rng.stream(noise_key, rng.Purpose.COUNT_NOISE, round_index, me.client, index)
+                factor = mechanism.adapt(key, factor, centred(facts))
+            after = after, (*states[:number], mine, *states[number + 1 :]), factor
             if me.local_steps is not None:  # what is left out changes nothing, and drew nothing
                 after = jax.tree.map(partial(jnp.where, index < me.local_steps), after, carry)
             return after, facts
@@ -142,9 +153,12 @@ def make_local_update(
                 me.local_steps,
             )
         states = tuple(optimizer.init(_split(begin, part)[0]) for part in parts)
-        (end, _), facts = jax.lax.scan(step, (begin, states), (jnp.arange(local_steps), batches))
+        carry = begin, states, frozen.clip_factor
+        (end, _, factor), facts = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
-        return end, ClientFacts(jax.tree.map(jnp.sum, facts), update_norm)
+        return end, ClientFacts(
+            jax.tree.map(jnp.sum, facts), update_norm, factor if adapts else None
+        )
 
     return local_update
 
@@ -158,12 +172,24 @@ class _Now(NamedTuple):
     learning_rate: Float[Array, ""] | None
 
 
-def _rates(frozen: Frozen, mechanism: Mechanism, me: Participant, round_index) -> _Now:
-    if frozen.rates is None:
-        return _Now(mechanism.clip_norm, me.noise_multiplier, None)
-    rates = frozen.rates.at(round_index)
-    noise = me.noise_multiplier * rates.noise * rates.clip_norm
-    return _Now(mechanism.clip_norm * rates.clip_norm, noise, rates.learning_rate)
+def _rates(
+    frozen: Frozen, mechanism: Mechanism, me: Participant, round_index, factor: Array | None
+) -> _Now:
+    """Returns them, given the clip norm's own factor where it adapts."""
+    noise, rate, clip = mechanism.beside_count(me.noise_multiplier), None, factor
+    if frozen.rates is not None:
+        rates = frozen.rates.at(round_index)
+        noise = mechanism.beside_count(me.noise_multiplier * rates.noise)
+        clip = rates.clip_norm if factor is None else factor * rates.clip_norm
+        rate = rates.learning_rate
+    if clip is None:
+        return _Now(mechanism.clip_norm, noise, rate)
+    return _Now(mechanism.clip_norm * clip, noise * clip, rate)
+
+
+def centred(facts: ClipFacts) -> Float[Array, ""]:
+    """Returns the sum over a draw's examples of +1/2 for those within the clip norm and -1/2 for others."""
+    return facts.num_real / 2 - facts.num_clipped - facts.num_broken
 
 
 def _split(adapters: Adapters, part: frozenset[str] | None) -> tuple[Adapters, Adapters]:

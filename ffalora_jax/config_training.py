@@ -189,6 +189,18 @@ class PrivacyConfig:
             "factor on noise_multiplier by round, in at most 8 levels; every round at its own price"
         ),
     ] = "constant"
+    target_quantile: Annotated[
+        float, Doc("adaptive clip norms: share of the norms that is to be within it")
+    ] = 0.5
+    clip_learning_rate: Annotated[
+        float, Doc("adaptive clip norms: how fast they follow, per step or round")
+    ] = 0.2
+    count_noise: Annotated[
+        float | None,
+        Doc(
+            "adaptive clip norms: noise stddev on the count; unset: a 20th of the draw, at least 1"
+        ),
+    ] = None
     honest_share: Annotated[
         float, Doc("dp_sgd_secagg: share of a round's clients that is sure to add its noise")
     ] = 0.5
@@ -207,8 +219,11 @@ class PrivacyConfig:
                 "privacy.delta": self.delta,
                 "privacy.clip_norm": self.clip_norm,
                 "privacy.capacity": self.capacity,
+                "privacy.count_noise": self.count_noise,
+                "privacy.clip_learning_rate": self.clip_learning_rate,
             }
         )
+        between(0, 1, **{"privacy.target_quantile": self.target_quantile})
         if not 0 < self.honest_share <= 1:
             raise InputError(
                 f"Expected 0 < privacy.honest_share <= 1, got {self.honest_share}: with nobody honest no "

@@ -153,6 +153,7 @@ def prepare(
         server = server._replace(
             mechanism=mechanism,
             noise_multiplier=plan.clients[0].noise_multiplier,
+            clip_norm=experiment.privacy.clip_norm,
             clients=cohort_size,
         )
     server.check(experiment.method.name)
@@ -202,6 +203,7 @@ def prepare(
         adapters=replicated(mesh, state.adapters),
         round_index=replicated(mesh, state.round_index),
         server=replicated(mesh, server.begin(state.adapters)),
+        clip_factor=None if mechanism.adapt is None else replicated(mesh, jnp.float32(1)),
     )
     if settings.by_slot:
         personal = jax.tree.map(np.array, state.personal)

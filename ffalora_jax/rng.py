@@ -41,6 +41,8 @@ class Purpose(enum.IntEnum):
     DROPOUT = 22  # indices: round, client, step, example, layer
     SERVER_NOISE = 23  # indices: round, leaf
     SECRET_COHORT = 24  # indices: round
+    COUNT_NOISE = 26  # indices: round, client, step
+    SERVER_COUNT_NOISE = 27  # indices: round
     MASK = 25  # indices: round, slot, leaf
     CANARY = 30  # indices: canary, leaf
     CANARY_COIN = 31

@@ -39,6 +39,8 @@ class RoundState:
     """0-based, int32 scalar."""
     server: Tree = ()
     """State of the server's optimiser, phase by phase."""
+    clip_factor: Leaf | None = None
+    """Clip norm in units of the one that was set, where it adapts."""
 
 
 class ClientNumbers(NamedTuple):
@@ -65,6 +67,8 @@ class RoundInfo(NamedTuple):
     """L2 norm of the mean update."""
     facts: ClientFacts
     """Per slot. Not private."""
+    clip_factor: Float[Array, "*round"] | None = None
+    """Of the round, where the clip norm adapts; private."""
 
 
 def make_round(
@@ -104,7 +108,7 @@ def _make_phase(
 
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared
-        clip_factor = 1.0 if frozen.rates is None else frozen.rates.at(round_index).clip_norm
+        clip_factor = _clip_factor(frozen, round_index)
         clients, mine, personal, is_real, weights, batches, here, around = apart
         data = here if by_slot else data
         count = is_real.shape[0]
@@ -145,7 +149,9 @@ def _make_phase(
 
         active = server.active(state.adapters, phase)
         held = leaves.without(state.adapters, leaves.names(active))
-        frozen = frozen._replace(adapters=leaves.merge(frozen.adapters, held))
+        frozen = frozen._replace(
+            adapters=leaves.merge(frozen.adapters, held), clip_factor=state.clip_factor
+        )
         personal = of_slots(state.personal)
         mine = of_slots(numbers)
         mine = mine._replace(threshold=jnp.where(is_real, mine.threshold, jnp.uint32(0)))
@@ -176,11 +182,16 @@ def _make_phase(
         )
         change = jax.tree.map(jnp.subtract, after, state.adapters)
         info = RoundInfo(
-            clients, is_real, optax.tree.norm(change) if change else jnp.float32(0), facts
+            clients,
+            is_real,
+            optax.tree.norm(change) if change else jnp.float32(0),
+            facts,
+            state.clip_factor,
         )
         after = leaves.merge(after, server.redraw(keys.public, state.round_index + 1))
         kept = _keep(state.personal, ends, filled, by_slot)
-        return RoundState(after, kept, state.round_index + 1, memory), info
+        factor = _adapted(server, keys.secret, state, facts, is_real, frozen)
+        return RoundState(after, kept, state.round_index + 1, memory, factor), info
 
     return round_step
 
@@ -194,12 +205,36 @@ def _bounded(
     return jax.vmap(mechanism.private_update, in_axes=(0, None))(moved, clip_factor)
 
 
-def _noise_factor(frozen: Frozen, round_index: Array) -> float | Array:
-    """Returns what schedules multiply a sum's noise with."""
-    if frozen.rates is None:
-        return 1.0
-    rates = frozen.rates.at(round_index)
-    return rates.noise * rates.clip_norm
+def _clip_factor(frozen: Frozen, round_index: Array) -> float | Array:
+    """Returns what the clip norm that was set is multiplied with in a round."""
+    factor = 1.0 if frozen.rates is None else frozen.rates.at(round_index).clip_norm
+    return factor if frozen.clip_factor is None else factor * frozen.clip_factor
+
+
+def _noise_factor(frozen: Frozen, round_index: Array) -> tuple[float | Array, float | Array]:
+    """Returns what a sum's noise is multiplied with: the noise multiplier, and its clip norm."""
+    noise = 1.0 if frozen.rates is None else frozen.rates.at(round_index).noise
+    return noise, _clip_factor(frozen, round_index)
+
+
+def _adapted(
+    server: Server, secret: Array, state: RoundState, facts: ClientFacts, is_real: Array, frozen
+) -> Array | None:
+    """Returns the next round's clip norm: by the server's count, or the mean of what the clients came to."""
+    if state.clip_factor is None:
+        return None
+    if facts.clip_factor is not None:
+        anyone = jnp.sum(is_real) > 0
+        logs = jnp.sum(jnp.log(facts.clip_factor), where=is_real)
+        mean = jnp.exp(logs / jnp.maximum(jnp.sum(is_real), 1))
+        return jnp.where(anyone, mean, state.clip_factor)
+    mechanism = server.mechanism
+    assert mechanism is not None
+    assert mechanism.adapt is not None
+    bound = server.clip_norm * _clip_factor(frozen, state.round_index)
+    within = jnp.where(facts.update_norm <= bound, 0.5, -0.5)
+    key = rng.stream(secret, rng.Purpose.SERVER_COUNT_NOISE, state.round_index)
+    return mechanism.adapt(key, state.clip_factor, jnp.sum(within, where=is_real))
 
 
 def _fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort, Batch | None]:
@@ -255,6 +290,7 @@ def make_rounds(
             keep(mesh, after.personal),
             kept_whole(mesh, after.round_index),
             kept_whole(mesh, after.server),
+            kept_whole(mesh, after.clip_factor),
         )
         return here, kept_whole(mesh, infos)
 

@@ -35,6 +35,8 @@ class Server(NamedTuple):
     mechanism: Mechanism | None = None
     """One that adds its noise here; None: what comes is private already, or nothing is promised."""
     noise_multiplier: float = 0.0
+    clip_norm: float = 0.0
+    """As it was set, in a mechanism that noises the sum."""
     clients: int = 1
     """Expected number in a round, by which such a mechanism divides."""
 
@@ -81,7 +83,7 @@ class Server(NamedTuple):
         adapters: Adapters,
         memory: Tree,
         key: Array,
-        noise_factor: float | Array,
+        noise_factor: tuple[float | Array, float | Array],
         sums: Sums,
         uploads: Callable[[Adapters], tuple[Tree, Array]],
     ) -> tuple[Adapters, Tree]:
@@ -92,7 +94,7 @@ class Server(NamedTuple):
             adapters: all its leaves before.
             memory: the optimiser's state before.
             key: of this round's noise, for a mechanism that adds it here.
-            noise_factor: that schedules put on it.
+            noise_factor: of the noise multiplier, and of the clip norm.
             sums: over the clients.
             uploads: (what an empty slot sends) -> (stacked uploads, weights), for methods that read them.
         """
@@ -106,10 +108,11 @@ class Server(NamedTuple):
             memory = (*memory[:phase], mine, *memory[phase + 1 :])
         return self.method.read(adapters, mean, *uploads(nothing)), memory
 
-    def _mean(self, key: Array, noise_factor: float | Array, sums: Sums, nothing: Tree) -> Tree:
+    def _mean(self, key: Array, noise_factor: tuple, sums: Sums, nothing: Tree) -> Tree:
         """Returns the mean upload: of what came, or what the mechanism makes of the sum of what moved."""
         if self.mechanism is None or self.mechanism.private_total is None:
             return mean_upload(sums, fallback=nothing)
-        noise = self.noise_multiplier * noise_factor
+        multiplier, clip = noise_factor
+        noise = self.mechanism.beside_count(self.noise_multiplier * multiplier) * clip
         moved = self.mechanism.private_total(key, sums.weighted, noise, self.clients)
         return jax.tree.map(jnp.add, nothing, moved)

@@ -66,7 +66,8 @@ def prepared(
 def go_together(method: str, mechanism: str) -> bool:
     """Whether a method can have a mechanism: one that noises the sum shows no upload to anybody."""
     found = registry.lookup("methods", method)()
-    if mechanism in ("dp_fedavg", "dp_sgd_secagg") and (found.reads_uploads or found.is_baseline):
+    sums_alone = mechanism in ("dp_fedavg", "dp_fedavg_adaptive", "dp_sgd_secagg")
+    if sums_alone and (found.reads_uploads or found.is_baseline):
         return False
     return mechanism != "dp_sgd_secagg" or not (found.personal or found.local_parts)
 

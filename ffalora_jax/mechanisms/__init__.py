@@ -109,6 +109,11 @@ class Mechanism(NamedTuple):
     """(key, sum of what ``private_update`` gave, noise multiplier, expected number of clients) -> their mean,
     which the server may use."""
 
+    adapt: Callable | None = None
+    """(key, clip norm in units of the first one, sum over a draw of +1/2 for what was within the norm and
+    -1/2 for what was cut) -> the next one; by step at clients, by round at a server that noises sums."""
+    beside_count: Callable = lambda noise_multiplier: noise_multiplier
+    """Noise multiplier of the plan -> what is left of it for the sum, where a count is paid for too."""
     sums_integers: bool = False
     """Whether ``private_update`` gives integers (uint32), of which the server sees the sum modulo 2^32."""
 
