@@ -1,14 +1,15 @@
-"""Every method at epsilon none, 6 and 1: one data set, one mechanism, one grid of learning rates, three seeds.
+"""Every method at epsilon none, 6 and 1: one data set, mechanism, grid of learning rates, three seeds.
 
 SST-2 cut to 8,000 texts, MiniLM with adapters on its last two blocks, three sites with classes mixed 1:9, 9:1
-and 5:5, 30 local steps of 32 expected texts (``all_methods.toml``). The rate is chosen from ``RATES`` on seed 0
-by the sites' validation parts (not private: said beside the table), and reported on SST-2's official validation part
-over ``SEEDS``, which draw the split, A, the head and the noise anew. A method's programs are compiled twice, with
-privacy and without: rates and noise are arguments.
+and 5:5, 30 local steps of 32 expected texts (``all_methods.toml``). The rate is chosen from ``RATES`` on
+seed 0 by the sites' validation parts (not private: said beside the table), and reported on SST-2's official
+validation part over ``SEEDS``, which draw the split, A, the head and the noise anew. A method's programs are
+compiled twice, with privacy and without: rates and noise are arguments.
 
-Claim: none beforehand. Run: python experiments/all_methods.py run RESULTS.jsonl [METHOD ...]
-       python experiments/all_methods.py page RESULTS.jsonl docs/all_methods.md
-Time: about 2 minutes a method on one core. Several can run at once on different methods; what stands in the
+Claim: none beforehand.
+Run: python experiments/all_methods.py run RESULTS.jsonl [METHOD ...]
+     python experiments/all_methods.py page RESULTS.jsonl docs/all_methods.md
+Time: about 4 minutes a method on one core. Several can run at once on different methods; what stands in the
 file is not run again. Needs GLUE's SST-2 as a TFDS folder (``ffalora prepare glue/sst2``).
 Result: docs/all_methods.md
 """
@@ -35,7 +36,7 @@ from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.rng import Keys
 
-EPSILONS, RATES, SEEDS = (None, 6.0, 1.0), (0.3, 1.0, 3.0), (0, 1, 2)
+EPSILONS, RATES, SEEDS = (None, 6.0, 1.0), (0.1, 0.3, 1.0, 3.0), (0, 1, 2)
 TEXTS, MEMBERS = 8000, 4096
 LEFT_OUT = {"local_only": "no clients meet", "centralized": "one place"}
 STUDENT = {3: 4.303}
@@ -199,9 +200,9 @@ def cell(results: Path, method: str, epsilon: float | None) -> tuple[float, floa
 
 NOTES = (
     "Accuracy in per cent, mean over three seeds and half the 95 % interval by Student's t (of three values:",
-    "wide), in brackets the learning rate that was chosen. Cut to fit two cores: adapters on two of six blocks,",
-    "8,000 texts, 30 steps, three rates, one rate search (seed 0). Methods whose intervals overlap are not told",
-    "apart by this table; a method at the edge of the grid may do better beyond it. Made by",
+    "wide), in brackets the learning rate that was chosen. Cut to fit two cores: adapters on two of six",
+    "blocks, 8,000 texts, 30 steps, four rates, one rate search (seed 0). Methods whose intervals overlap are",
+    "not told apart by this table; a method at the edge of the grid may do better beyond it. Made by",
     "`experiments/all_methods.py`.",
 )
 
