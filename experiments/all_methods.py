@@ -201,7 +201,7 @@ def cell(results: Path, method: str, epsilon: float | None) -> tuple[float, floa
 NOTES = (
     "Accuracy in per cent, mean over three seeds and half the 95 % interval by Student's t (of three values:",
     "wide), in brackets the learning rate that was chosen. Cut to fit two cores: adapters on two of six",
-    "blocks, 8,000 texts, 30 steps, four rates, one rate search (seed 0). Methods with overlapping intervals are",
+    "blocks, 8,000 texts, 30 steps, four rates, one rate search (seed 0). Methods whose intervals meet are",
     "not told apart by this table; a method at the edge of the grid may do better beyond it. Made by",
     "`experiments/all_methods.py`.",
 )
