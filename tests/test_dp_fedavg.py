@@ -35,7 +35,8 @@ def distance(one, other):
     return np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(moved)))
 
 
-numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)
+# Without subnormal numbers, which XLA takes for zero.
+numbers = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=False, width=32)
 
 
 @settings(deadline=None)
@@ -50,7 +51,16 @@ def test_no_change_of_a_client_is_longer_than_the_clip_norm_nan_and_inf_included
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("method", ["ffa_lora", "fedavg_lora", "rolora", "ravan", "fed_sb"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fedavg_lora",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("ffa_lora", "rolora", "ravan", "fed_sb")
+        ),
+    ],
+)
 def test_a_client_more_or_less_moves_the_servers_mean_by_at_most_the_clip_norm(method):
     """Whatever else is the same, the noise included; divided by the expected number, a public constant."""
     run = central(method=method)

@@ -51,7 +51,7 @@ def roberta(tmp_path_factory):
     return ffa.simulate(experiment, columns(), out=place / "run")
 
 
-@pytest.fixture(scope="module", params=["pissa", "olora"])
+@pytest.fixture(scope="module", params=["pissa", pytest.param("olora", marks=pytest.mark.slow)])
 def begun(request, roberta, tmp_path_factory):
     """A run that began from a part of W, on the same checkpoint."""
     changes = {

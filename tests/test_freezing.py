@@ -22,7 +22,7 @@ def assert_same(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), one, other)
 
 
-@pytest.mark.parametrize("mechanism", ["dp_sgd", "dp_fedavg"])
+@pytest.mark.parametrize("mechanism", ["dp_sgd", pytest.param("dp_fedavg", marks=pytest.mark.slow)])
 def test_alternating_every_round_is_rolora(mechanism):
     rolora = prepared(method="rolora", mechanism=mechanism)
     assert_same(

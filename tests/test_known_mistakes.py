@@ -32,7 +32,10 @@ def weighed(states, shares):
     return jax.tree.map(lambda *x: sum(p * y for p, y in zip(shares, x, strict=True)), *trees)
 
 
-@pytest.mark.parametrize("method", AVERAGED)
+@pytest.mark.parametrize(
+    "method",
+    [x if x == "fedavg_lora" else pytest.param(x, marks=pytest.mark.slow) for x in AVERAGED],
+)
 def test_every_sent_leaf_is_averaged_the_trained_head_too(method):
     run = prepared(method=method)
     alone = [after(run, [client]) for client in range(4)]

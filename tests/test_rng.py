@@ -63,9 +63,18 @@ def test_purposes_keep_their_numbers():
         "LORA_REDRAW": 13,
         "SHARED_PAIR": 14,
         "FRAME": 15,
+        "SITES": 16,
+        "PRESENCE": 17,
         "BATCH": 20,
         "NOISE": 21,
         "DROPOUT": 22,
+        "SERVER_NOISE": 23,
+        "SECRET_COHORT": 24,
+        "MASK": 25,
+        "COUNT_NOISE": 26,
+        "SERVER_COUNT_NOISE": 27,
+        "CANARY": 30,
+        "CANARY_COIN": 31,
     }
 
 

@@ -28,19 +28,24 @@ slow = pytest.mark.slow
 FEDERATED = [m for m in registry.available("methods") if not registry.lookup("methods", m)().pooled]
 
 
-OF_FAST = {"none": ("ffa_lora",), "dp_fedavg": ("ffa_lora", "fedsa_lora", "fedsvd")}
+OF_FAST = {
+    "dp_sgd": (
+        *("ffa_lora", "fedavg_lora", "rolora", "fedsa_lora", "fedex_lora", "flora", "flexlora"),
+        *("fedsvd", "la_lora", "hetlora", "vera_b", "ravan"),
+    ),
+    "dp_fedavg": ("fedsvd",),
+    "none": ("ffa_lora",),
+}
 IN_TWIN = ("dp_sgd", "dp_fedavg", "none")
 """Mechanisms that the twin knows; the others are held against these, in files of their own."""
 PAIRS = [
-    pytest.param(
-        method, mechanism, marks=() if method in OF_FAST.get(mechanism, (method,)) else slow
-    )
+    pytest.param(method, mechanism, marks=() if method in OF_FAST[mechanism] else slow)
     for method in FEDERATED
     for mechanism in IN_TWIN
     # The twin of client-level DP bounds leaves, and RAVAN's upload is a product of two.
     if go_together(method, mechanism) and (method, mechanism) != ("ravan", "dp_fedavg")
 ]
-"""Every method under example-level privacy, and a few under the others, in the fast suite."""
+"""Every form of a round, server and detour once in the fast suite; all pairs in the slow one."""
 
 
 TIGHT = {"dp_fedavg": {"clip_norm": 1e-3, "cohort_size": 3, "sampling": "poisson"}}

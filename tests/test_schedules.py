@@ -82,8 +82,9 @@ def by_hand(mechanism):
     return run_rounds(prepare(first.experiment.replace(**changes)), 1, state)[0]
 
 
-@pytest.mark.parametrize("mechanism", ["dp_sgd", "dp_fedavg"])
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(
+    ("mechanism", "packing"), [("dp_sgd", True), ("dp_sgd", False), ("dp_fedavg", True)]
+)
 def test_rounds_with_schedules_are_rounds_with_those_settings(mechanism, packing):
     run = scheduled(mechanism, packing=packing, **EVERY)
     state, _ = run_rounds(run, 2)
@@ -124,7 +125,13 @@ def test_the_same_factor_in_all_rounds_is_that_noise():
     )
 
 
-@pytest.mark.parametrize("text", ["linear 0.3", "linear 3", "steps 6:0.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps 6:0.5",
+        *(pytest.param(text, marks=pytest.mark.slow) for text in ("linear 0.3", "linear 3")),
+    ],
+)
 def test_noise_is_calibrated_for_the_schedule_and_keeps_to_the_budget(text):
     changes = {"privacy.noise_multiplier": None, "privacy.epsilon": 4.0}
     run = scheduled("dp_sgd", **changes, **{"privacy.noise_schedule": text})
