@@ -73,3 +73,22 @@ def test_noise_of_lora_is_quadratic_and_of_ffa_linear():
     np.testing.assert_allclose(measured, program.expectations(np.asarray(a), scales), rtol=0.02)
     full, lora, ffa = measured[1]
     assert lora > 2 * full > 20 * ffa
+
+
+def test_fedsvd_is_ffa_lora_with_an_orthonormal_a_under_sgd_with_clipping():
+    program = load(FOLDER / "fedsvd_is_orthonormal_ffa.py")
+    assert program.difference(program.CASES["clipped (95 % of the examples)"]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["plain SGD", "momentum .9", "rank 16 of a round of one step"])
+def test_and_with_momentum_and_a_product_of_low_rank(case):
+    program = load(FOLDER / "fedsvd_is_orthonormal_ffa.py")
+    assert program.difference(program.CASES[case]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["Adam", "kaiming A, as drawn"])
+def test_and_not_with_adam_or_an_a_of_another_scale(case):
+    program = load(FOLDER / "fedsvd_is_orthonormal_ffa.py")
+    assert program.difference(program.CASES[case]) > 0.1
