@@ -78,6 +78,12 @@ class Experiment:
             "(model: the backbone's large matrices sharded)"
         ),
     ] = "auto"
+    compression: Annotated[
+        str,
+        Doc(
+            "uploads on the wire: none, float16, int8 (unbiased), topk SHARE; not where sums alone are seen"
+        ),
+    ] = "none"
     weighted: Annotated[
         bool, Doc("average the clients by their number of examples (reveals the sizes)")
     ] = False

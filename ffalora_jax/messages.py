@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from ffalora_jax.adapters import nbytes, select
+from ffalora_jax.compression import Compression
 from ffalora_jax.methods import Method
 from ffalora_jax.types import HEAD_LEAVES, Adapters
 
@@ -12,7 +13,12 @@ FACTORS = {"lora_a": 1, "lora_b": 0}
 
 
 def bytes_of(
-    method: Method, adapters: Adapters, slots: int, round_index: int, rank: np.ndarray | None = None
+    method: Method,
+    adapters: Adapters,
+    slots: int,
+    round_index: int,
+    rank: np.ndarray | None = None,
+    compression: Compression | None = None,
 ):
     """Returns what a client sends and receives in a round: its upload, and what the round before changed.
 
@@ -22,16 +28,18 @@ def bytes_of(
         slots: clients in a round, of whose factors a residual may be made up again.
         round_index: 0-based.
         rank: each client's own rank; then both results are arrays (client,).
+        compression: of the upload.
     """
     if method.pooled:
         return 0, 0
     if method.wire is not None:
         up, down = jax.eval_shape(method.wire, adapters)
-        return nbytes(up), nbytes(down)
+        return nbytes(up) if compression is None else compression.nbytes(up), nbytes(down)
     parts = method.parts
     here = select(adapters, parts[int(method.phase_at(round_index))] | set(HEAD_LEAVES))
     before = parts[int(method.phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | method.kept
-    up = _within(jax.eval_shape(method.upload, here, here), rank)
+    sent = jax.eval_shape(method.upload, here, here)
+    up = _within(sent, rank) if compression is None else compression.nbytes(sent)
     known = {"residual", *method.redrawn, *(("lora_b",) if method.redrawn else ())}
     down = _within(select(adapters, before - known), rank)
     # A residual comes as it is, or as the factors that it was made of.

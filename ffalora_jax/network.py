@@ -14,6 +14,7 @@ import numpy as np
 
 from ffalora_jax import rng
 from ffalora_jax.cohort import Presence
+from ffalora_jax.compression import compression_of
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.messages import bytes_of
@@ -227,7 +228,12 @@ def presence_of(
             )
         rank = sites.rank
     rounds = _round_of_each_phase(method, experiment.rounds)
-    sizes = [bytes_of(method, adapters, slots, index, rank) for index in rounds]
+    form = compression_of(experiment.compression)
+    if form is not None and rank is not None:
+        raise InputError(
+            "Expected compression = 'none' with sites.rank: a lower rank is the compression there."
+        )
+    sizes = [bytes_of(method, adapters, slots, index, rank, form) for index in rounds]
     if config.adapt == "deadline":
         assert config.deadline is not None
         up, down = (np.asarray([size[way] for size in sizes]).max(0) for way in (0, 1))

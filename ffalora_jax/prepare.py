@@ -22,6 +22,7 @@ from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choos
 from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, Presence, RoundSettings, host_data, threshold
+from ffalora_jax.compression import compression_of
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.freezing import frozen_by
@@ -149,6 +150,7 @@ def prepare(
     mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     server = Server(method, _server_optimizer(experiment), redraw(injected, method, init))
+    server = server._replace(compression=compression_of(experiment.compression))
     if mechanism.hides_uploads:
         server = server._replace(
             mechanism=mechanism,

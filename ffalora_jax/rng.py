@@ -44,6 +44,7 @@ class Purpose(enum.IntEnum):
     COUNT_NOISE = 26  # indices: round, client, step
     SERVER_COUNT_NOISE = 27  # indices: round
     MASK = 25  # indices: round, slot, leaf
+    COMPRESSION = 28  # indices: round, client, leaf
     CANARY = 30  # indices: canary, leaf
     CANARY_COIN = 31
 

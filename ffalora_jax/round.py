@@ -17,14 +17,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import rng
-from ffalora_jax.aggregation import masked, ring, weighted_sum
+from ffalora_jax.aggregation import ring, weighted_sum
 from ffalora_jax.client import ClientFacts, Frozen, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, RoundSettings, draw_cohort_of
-from ffalora_jax.mechanisms import Mechanism
 from ffalora_jax.mesh import kept_dealt, kept_whole, num_shards, over_devices
 from ffalora_jax.rng import Keys
 from ffalora_jax.server import Server
 from ffalora_jax.types import Adapters, Leaf, Tree
+from ffalora_jax.uploads import clip_factor, next_clip_factor, noise_factor, on_the_way
 
 
 @struct.dataclass
@@ -108,7 +108,6 @@ def _make_phase(
 
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared
-        clip_factor = _clip_factor(frozen, round_index)
         clients, mine, personal, is_real, weights, batches, here, around = apart
         data = here if by_slot else data
         count = is_real.shape[0]
@@ -119,13 +118,12 @@ def _make_phase(
         ends, facts = over_clients(local_update, given, everyone, settings.chunk)
         sent = leaves.select(ends, leaves.names(active))
         uploads = jax.vmap(method.upload, in_axes=(None, 0), axis_size=count)(active, sent)
-        if server.mechanism is not None:
-            nothing = method.upload(active, active)
-            uploads, norms = _bounded(server.mechanism, uploads, nothing, clip_factor)
+        bound = clip_factor(frozen, round_index)
+        nothing = method.upload(active, active)
+        sent = secret, round_index, clients, uploads, nothing, bound, around
+        uploads, norms = on_the_way(server, *sent)
+        if norms is not None:
             facts = facts._replace(update_norm=norms)
-            if server.mechanism.sums_integers:
-                key = rng.stream(secret, rng.Purpose.MASK, round_index)
-                uploads = jax.vmap(masked, in_axes=(None, 0, 0, 0))(key, uploads, *around)
         stays = leaves.select(ends, leaves.names(personal))
         return (stays, uploads), facts, weighted_sum(uploads, is_real, weights)
 
@@ -176,7 +174,7 @@ def _make_phase(
             state.adapters,
             state.server,
             rng.stream(keys.secret, rng.Purpose.SERVER_NOISE, state.round_index),
-            _noise_factor(frozen, state.round_index),
+            noise_factor(frozen, state.round_index),
             sums,
             lambda nothing: _of_those_there(uploads, nothing, weights, filled),
         )
@@ -190,51 +188,10 @@ def _make_phase(
         )
         after = leaves.merge(after, server.redraw(keys.public, state.round_index + 1))
         kept = _keep(state.personal, ends, filled, by_slot)
-        factor = _adapted(server, keys.secret, state, facts, is_real, frozen)
+        factor = next_clip_factor(server, keys.secret, state.round_index, frozen, facts, is_real)
         return RoundState(after, kept, state.round_index + 1, memory, factor), info
 
     return round_step
-
-
-def _bounded(
-    mechanism: Mechanism, uploads: Tree, nothing: Tree, clip_factor: float | Array
-) -> tuple[Tree, Array]:
-    """Returns what each upload moved, within the mechanism's bound, and the norms before it."""
-    assert mechanism.private_update is not None
-    moved = jax.tree.map(lambda leaf, own: leaf - own[None], uploads, nothing)
-    return jax.vmap(mechanism.private_update, in_axes=(0, None))(moved, clip_factor)
-
-
-def _clip_factor(frozen: Frozen, round_index: Array) -> float | Array:
-    """Returns what the clip norm that was set is multiplied with in a round."""
-    factor = 1.0 if frozen.rates is None else frozen.rates.at(round_index).clip_norm
-    return factor if frozen.clip_factor is None else factor * frozen.clip_factor
-
-
-def _noise_factor(frozen: Frozen, round_index: Array) -> tuple[float | Array, float | Array]:
-    """Returns what a sum's noise is multiplied with: the noise multiplier, and its clip norm."""
-    noise = 1.0 if frozen.rates is None else frozen.rates.at(round_index).noise
-    return noise, _clip_factor(frozen, round_index)
-
-
-def _adapted(
-    server: Server, secret: Array, state: RoundState, facts: ClientFacts, is_real: Array, frozen
-) -> Array | None:
-    """Returns the next round's clip norm: by the server's count, or the mean of what the clients came to."""
-    if state.clip_factor is None:
-        return None
-    if facts.clip_factor is not None:
-        anyone = jnp.sum(is_real) > 0
-        logs = jnp.sum(jnp.log(facts.clip_factor), where=is_real)
-        mean = jnp.exp(logs / jnp.maximum(jnp.sum(is_real), 1))
-        return jnp.where(anyone, mean, state.clip_factor)
-    mechanism = server.mechanism
-    assert mechanism is not None
-    assert mechanism.adapt is not None
-    bound = server.clip_norm * _clip_factor(frozen, state.round_index)
-    within = jnp.where(facts.update_norm <= bound, 0.5, -0.5)
-    key = rng.stream(secret, rng.Purpose.SERVER_COUNT_NOISE, state.round_index)
-    return mechanism.adapt(key, state.clip_factor, jnp.sum(within, where=is_real))
 
 
 def _fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort, Batch | None]:

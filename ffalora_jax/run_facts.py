@@ -237,7 +237,8 @@ def message_bytes(run: Prepared, round_index: int = 0):
     """Returns the bytes that a client sends and receives in a round; arrays (client,) where ranks differ."""
     rank = run.numbers.rank
     ranks = None if rank is None else np.asarray(rank)
-    return bytes_of(run.method, run.state.adapters, run.settings.slots(1), round_index, ranks)
+    facts = run.method, run.state.adapters, run.settings.slots(1), round_index, ranks
+    return bytes_of(*facts, run.server.compression)
 
 
 def _release_note(unit: str | None, given_noise_seed: bool) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax.aggregation import Sums, mean_upload
+from ffalora_jax.compression import Compression
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import Mechanism
 from ffalora_jax.methods import Method
@@ -35,6 +36,8 @@ class Server(NamedTuple):
     mechanism: Mechanism | None = None
     """One that adds its noise here; None: what comes is private already, or nothing is promised."""
     noise_multiplier: float = 0.0
+    compression: Compression | None = None
+    """Of uploads, on their way here."""
     clip_norm: float = 0.0
     """As it was set, in a mechanism that noises the sum."""
     clients: int = 1
@@ -53,6 +56,11 @@ class Server(NamedTuple):
             )
         if self.mechanism is None:
             return
+        if self.compression is not None:
+            raise InputError(
+                "Expected compression = 'none' where the server sees sums alone: what is kept of one upload "
+                "would show what is to be hidden. Take --privacy.mechanism dp_sgd."
+            )
         what = ""
         if self.method.reads_uploads:
             what = "reads each client's upload, and the noise is in their sum alone"

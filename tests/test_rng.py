@@ -73,6 +73,7 @@ def test_purposes_keep_their_numbers():
         "MASK": 25,
         "COUNT_NOISE": 26,
         "SERVER_COUNT_NOISE": 27,
+        "COMPRESSION": 28,
         "CANARY": 30,
         "CANARY_COIN": 31,
     }
