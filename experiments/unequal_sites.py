@@ -1,8 +1,8 @@
 """Four sites of unequal machines and lines: wait for all, drop the late, or let each do what it can.
 
-The quickstart's data and model (adapters on the last two blocks), speeds of 400, 100, 25 and 12 GFLOP/s, lines
-of 1000, 50, 5 and 1 Mbit/s up. Waiting, every round lasts as long as the slowest site takes; with a deadline
-at .45 of that and nothing else the slow sites are never heard; with ``adapt = "deadline"`` they take fewer
+The quickstart's data and model (adapters on the last two blocks), speeds of 400, 100, 25 and 12 GFLOP/s,
+lines of 1000, 50, 5 and 1 Mbit/s up. Waiting, every round lasts as long as the slowest site takes; with a
+deadline at .45 of that and nothing else the slow sites are never heard; adapted to it they take fewer
 local steps and come in time. Each site's noise is calibrated to its own number of steps.
 
 Claim: adapted, all sites are heard in less than half of the simulated time.

@@ -81,6 +81,7 @@ class Book:
                     if self.run.plan.unit == "client"
                     else (clip.num_clipped / drawn if drawn else None),
                     **self._clip_norm(infos, index),
+                    **_watched(infos, index),
                     "gradient_norm": clip.norm_sum / whole if whole else None,
                     "drawn": int(clip.num_real),
                     "broken": int(clip.num_broken),
@@ -136,6 +137,11 @@ class Book:
             "privacy.json", privacy(self.run, done, self.planned, self.given_seed, self._warnings())
         )
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
+
+
+def _watched(infos: RoundInfo, index: int) -> dict[str, float]:
+    """What the round showed, where it was watched."""
+    return {name: float(np.asarray(leaf)[index]) for name, leaf in (infos.monitor or {}).items()}
 
 
 def simulated(run: Prepared, took_part: np.ndarray, up, down) -> dict[str, Any]:

@@ -123,6 +123,8 @@ class RoundSettings(NamedTuple):
     """Who takes part is drawn from the secret key, and is what the mechanism paid for."""
     by_slot: bool = False
     """Data, numbers and personal leaves hold the cohort's slots only, in their order (``deal``)."""
+    monitor: bool = False
+    """Whether rounds say what their uploads show (``monitor``)."""
     presence: Presence | None = None
     """None: everybody that is drawn takes part."""
 

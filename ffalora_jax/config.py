@@ -88,6 +88,13 @@ class Experiment:
         bool, Doc("average the clients by their number of examples (reveals the sizes)")
     ] = False
     evaluate_every: Annotated[int, Doc("rounds between evaluations on the validation part")] = 3
+    monitor: Annotated[
+        bool,
+        Doc(
+            "tell with every round how far the clients drift apart, what averaging factors loses, how A "
+            "turns and how many directions B uses; from what is private already"
+        ),
+    ] = False
     max_validation: Annotated[
         int, Doc("validation examples per client used in between; the test part is used whole")
     ] = 500

@@ -172,6 +172,7 @@ def prepare(
         weighted=experiment.weighted,
         rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
         secret_cohort=plan.unit == "client",
+        monitor=experiment.monitor,
         presence=presence,
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))

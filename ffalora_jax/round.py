@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import rng
+from ffalora_jax import monitor, rng
 from ffalora_jax.aggregation import ring, weighted_sum
 from ffalora_jax.client import ClientFacts, Frozen, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, RoundSettings, draw_cohort_of
@@ -69,6 +69,8 @@ class RoundInfo(NamedTuple):
     """Per slot. Not private."""
     clip_factor: Float[Array, "*round"] | None = None
     """Of the round, where the clip norm adapts; private."""
+    monitor: dict[str, Array] | None = None
+    """What ``monitor`` sees, where it is asked for; private."""
 
 
 def make_round(
@@ -185,6 +187,9 @@ def _make_phase(
             optax.tree.norm(change) if change else jnp.float32(0),
             facts,
             state.clip_factor,
+            _watched(server, phase, state.adapters, after, uploads, weights, filled)
+            if settings.monitor
+            else None,
         )
         after = leaves.merge(after, server.redraw(keys.public, state.round_index + 1))
         kept = _keep(state.personal, ends, filled, by_slot)
@@ -192,6 +197,17 @@ def _make_phase(
         return RoundState(after, kept, state.round_index + 1, memory, factor), info
 
     return round_step
+
+
+def _watched(server: Server, phase: int, before, after, uploads, weights, cohort: Cohort):
+    """Returns what the server's leaves show, and single uploads if those may be looked at."""
+    found = monitor.of_server(before, after)
+    if server.mechanism is None:
+        active = server.active(before, phase)
+        nothing = server.method.upload(active, active)
+        there = _of_those_there(uploads, nothing, weights, cohort)
+        found |= monitor.of_clients(nothing, *there)
+    return found
 
 
 def _fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort, Batch | None]:

@@ -68,6 +68,7 @@ ROOMS = (
     "aggregation",
     "server",
     "uploads",
+    "monitor",
     "mesh",
     "round",
     "deal",
