@@ -25,6 +25,7 @@ from ffalora_jax.methods import Method
 from ffalora_jax.model_card import Facts, card
 from ffalora_jax.peft_names import names_of
 from ffalora_jax.types import Adapters
+from ffalora_jax.warm_start import facts_for_later
 
 
 def run(arguments: list[str]) -> int:
@@ -79,7 +80,9 @@ def export_run(
                 write_peft(new, files)
             facts = _facts(run, out, files, merge, client)
             (new / "README.md").write_text(card(facts), encoding="utf-8")
-            (new / FACTS).write_text(json.dumps({"class_names": facts.class_names}) + "\n")
+            said = facts_for_later(run.experiment, run.privacy)
+            said = json.dumps({"class_names": facts.class_names, **said})
+            (new / FACTS).write_text(said + "\n")
             os.rename(new, out)
     except OSError as error:
         raise InputError(

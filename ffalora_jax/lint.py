@@ -11,6 +11,7 @@ import numpy as np
 
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.types import HEAD_LEAVES
+from ffalora_jax.warm_start import started_from
 
 LARGEST_EPSILON = 50.0
 FEW_CLIENTS = 100
@@ -208,11 +209,15 @@ def _noise_seed(run: Prepared) -> list[Finding]:
 def _start(run: Prepared) -> list[Finding]:
     if run.experiment.method.start is None or run.plan.unit is None:
         return []
+    before = started_from(run.experiment, 0.0, 0.0)
+    cost = ""
+    if before is not None and before["same_data"] and before["epsilon"] is not None:
+        cost = f" It says that it was, at epsilon {before['epsilon']:.3g}; privacy.json adds the two up."
     return [
         Finding(
             "start-taken-as-public",
             "method.start is taken as public: if it was trained on these sites' data, or chosen by it, what "
-            "that cost comes on top of this run's epsilon.",
+            f"that cost comes on top of this run's epsilon.{cost}",
             "composition: Dwork & Roth 2014, theorem 3.16",
         )
     ]

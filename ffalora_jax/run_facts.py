@@ -17,6 +17,7 @@ from ffalora_jax._version import __version__
 from ffalora_jax.messages import bytes_of
 from ffalora_jax.partition import MOST_LISTED, class_table
 from ffalora_jax.prepare import Prepared
+from ffalora_jax.warm_start import started_from
 
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
@@ -100,6 +101,7 @@ def privacy(
 ) -> dict[str, Any]:
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
+    spent = plan.largest_spent(rounds_done) if plan.unit else None
     clients = {}
     for (sampling, noise_multiplier, local_steps), alike in plan.kinds.items():
         epsilon = None if plan.unit is None else plan.spent(alike[0], rounds_done)
@@ -121,7 +123,8 @@ def privacy(
         "mechanism": settings.mechanism,
         "accountant": settings.accountant if plan.unit else None,
         "delta": settings.delta if plan.unit else None,
-        "epsilon": plan.largest_spent(rounds_done) if plan.unit else None,
+        "epsilon": spent,
+        "started_from": started_from(run.experiment, spent, settings.delta if plan.unit else None),
         "budget": settings.budget if plan.unit else None,
         "clip_norm": settings.clip_norm if plan.unit else None,
         "schedules": {

@@ -77,6 +77,7 @@ ROOMS = (
     "checks",
     "network",
     "prepare",
+    "warm_start",
     "lint",
     "audit",
     "engine",
