@@ -145,12 +145,19 @@ def _watched(infos: RoundInfo, index: int) -> dict[str, float]:
 
 
 def simulated(run: Prepared, took_part: np.ndarray, up, down) -> dict[str, Any]:
-    """Returns what the round took on the sites' machines and links, and who came last."""
+    """Returns what the round took on the sites' machines and links, and who came last.
+
+    A round in which somebody who was asked is missing lasts until the deadline (told for cohorts of a fixed
+    size; of a Poisson draw nobody knows here who was asked).
+    """
     if run.sites is None:
         return {}
     total = times_of(run.sites, run.step_flops, up, down).total[took_part]
-    deadline, presence = run.experiment.sites.deadline, run.settings.presence
-    waited = presence is not None and len(took_part) < presence.wanted
+    deadline, settings = run.experiment.sites.deadline, run.settings
+    wanted = settings.cohort_size if settings.cohort_sampling == "fixed" else 0
+    if settings.presence is not None and settings.presence.wanted is not None:
+        wanted = settings.presence.wanted
+    waited = len(took_part) < wanted
     seconds = float(total.max()) if total.size else 0.0
     if deadline is not None and waited:
         seconds = deadline  # somebody was still expected

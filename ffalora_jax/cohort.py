@@ -106,8 +106,8 @@ class Presence(NamedTuple):
     """When an upload would arrive (phase of the method, client)."""
     phase_at: Callable
     deadline: float
-    wanted: int
-    """Of those who are there and in time, so many are taken, the first to come."""
+    wanted: int | None
+    """Of those who are there and in time, so many are taken, the first to come; None: all."""
 
 
 class RoundSettings(NamedTuple):
@@ -192,6 +192,8 @@ def _those_present(presence: Presence, public: Array, round_index, cohort: Cohor
     arrival = jnp.asarray(presence.seconds, jnp.float32)[presence.phase_at(round_index)]
     arrival = arrival[cohort.clients]
     kept = cohort.is_real & there[cohort.clients] & (arrival <= presence.deadline)
+    if presence.wanted is None:
+        return Cohort(cohort.clients, kept)
     place = jnp.argsort(jnp.argsort(jnp.where(kept, arrival, jnp.inf)))
     return Cohort(cohort.clients, kept & (place < presence.wanted))
 

@@ -251,7 +251,9 @@ def presence_of(
             f"No site can finish a round by sites.deadline = {deadline:g} s: the fastest takes "
             f"{seconds.min():.3g} s. Raise it, or set --sites.adapt deadline."
         )
-    wanted = experiment.cohort_size or len(sites.speed)
+    wanted = None  # who comes keeps nobody out: else one client more would move a sum by two
+    if config.over_select > 1:
+        wanted = experiment.cohort_size or len(sites.speed)
     facts = sites.available, config.sticky, seconds, method.phase_at, deadline, wanted
     return sites, Presence(*facts)
 

@@ -139,10 +139,17 @@ def privacy(
         "releasable": bool(plan.unit) and not given_noise_seed,
         "release_note": _release_note(plan.unit, given_noise_seed),
         "not_protected": list(NOT_PROTECTED if plan.unit != "client" else NOT_PROTECTED_CLIENTS),
-        "not_private_fields": [*NOT_PRIVATE_FIELDS, *OF_CLIENTS * (plan.unit == "client")],
+        "not_private_fields": [*NOT_PRIVATE_FIELDS, *_of_single_clients(run)],
         "sampler": "floating-point Gaussian: for simulation, a release needs a secure sampler",
         "warnings": list(warnings),
     }
+
+
+def _of_single_clients(run: Prepared) -> tuple[str, ...]:
+    """Fields that show a single client, where it or its upload is to be hidden."""
+    if run.plan.unit == "client":
+        return OF_CLIENTS
+    return ("client_update_norms",) if run.mechanism.hides_uploads else ()
 
 
 def _trust_model(run: Prepared) -> str:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ffalora_jax as ffa
 from ffalora_jax import rng
 from ffalora_jax.aggregation import masked, ring, weighted_sum
 from ffalora_jax.cohort import Cohort
@@ -111,6 +112,13 @@ def test_all_clients_add_the_noise_that_the_neediest_of_them_needs():
     spent = [plan.spent(client, 12) for client in range(4)]
     assert max(spent) == spent[int(np.argmin(sizes))]
     assert 0.98 * 4 < max(spent) <= 4
+
+
+def test_norms_of_single_uploads_are_marked_as_not_private(tmp_path):
+    experiment = secagg().experiment.replace(rounds=1, evaluate_every=1)
+    run = ffa.simulate(experiment, out=tmp_path / "run")
+    assert "client_update_norms" in run.privacy["not_private_fields"]
+    assert run.privacy["unit"] == "example"
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,11 @@ def test_a_method_of_one_rank_refuses_several():
 def test_client_level_privacy_refuses_the_first_of_several_to_come():
     with pytest.raises(InputError, match="over_select = 1"):
         with_sites(prepared(mechanism="dp_fedavg"), over_select=2.0)
+
+
+def test_no_client_keeps_another_out_of_a_poisson_draw():
+    """Else one client more would move a sum by two clip norms under client-level privacy."""
+    base = prepared(mechanism="dp_fedavg", cohort_size=2, sampling="poisson", clip_norm=0.1)
+    run = with_sites(base, speed="1, 2, 3, 4")
+    assert rounds_of(run, 12) == rounds_of(base, 12)
+    assert max(map(len, rounds_of(run, 12))) > 2

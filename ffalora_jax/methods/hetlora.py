@@ -1,10 +1,10 @@
 """HetLoRA (Cho et al. 2024, arXiv:2401.06432): sites of different ranks, weighted by what they learned.
 
-    A = sum_k w_k [A_k, 0],   B = sum_k w_k [B_k; 0],   w_k = ||A_k B_k||_F / sum_j ||A_j B_j||_F
+    A = sum_k w_k [A_k, 0],   B = sum_k w_k [B_k; 0],   w_k ~ p_k ||A_k B_k||_F, summing to one
 
 A site of rank r_k trains the first r_k columns of A and rows of B; the server pads with zeros, and cuts to
 r_k what it sends back (section 3.2 there; its pruning of ranks is left out, since a kept rank would show
-what a site's examples did to it). The norm is over all layers; a head is averaged uniformly. The mean of
+what a site's examples did to it). The norm is over all layers; a head is averaged by p_k. The mean of
 factors is biased as FedAvg's. Weights come from uploads, so under example-level DP they are
 post-processing and free; a mechanism that hides single uploads refuses it.
 
@@ -36,10 +36,10 @@ def build() -> Method:
 def _read(state: Adapters, mean: Adapters, uploads: Adapters, weights: Array) -> Adapters:
     factors = select(uploads, {"lora_a", "lora_b"})
     squares = sum(_squared_norms(found) for found in factors.values())
-    norms = jnp.where(weights > 0, jnp.sqrt(jnp.asarray(squares)), 0.0)
-    total = jnp.sum(norms)
-    uniform = jnp.where(weights > 0, 1.0, 0.0) / jnp.maximum(jnp.sum(weights > 0), 1)
-    shares = jnp.where(total > 0, norms / jnp.where(total > 0, total, 1.0), uniform)
+    norms = jnp.where(weights > 0, weights * jnp.sqrt(jnp.asarray(squares)), 0.0)
+    total, people = jnp.sum(norms), jnp.sum(weights)
+    plain = weights / jnp.where(people > 0, people, 1.0)
+    shares = jnp.where(total > 0, norms / jnp.where(total > 0, total, 1.0), plain)
     after = jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, axes=1), factors)
     after = merge(select(mean, HEAD_LEAVES), after)
     before = select(state, {"lora_a", "lora_b", *HEAD_LEAVES})

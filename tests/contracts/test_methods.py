@@ -17,8 +17,17 @@ BEGUN_ANEW = {"flora": "lora_b", "ravan": "gain"}
 """Leaves that every round trains and the server then sets back."""
 
 
-def small(name, mechanism="dp_sgd"):
-    return prepared(method=name, mechanism=mechanism, num_examples=192)
+INITS = registry.available("inits")
+
+
+def small(name, mechanism="dp_sgd", init="kaiming"):
+    return prepared(method=name, mechanism=mechanism, init=init, num_examples=192)
+
+
+def inits_of(name):
+    """Initialisers that a method can have: not one that gives the same A again where A is drawn anew."""
+    method = registry.lookup("methods", name)()
+    return [x for x in INITS if not method.redrawn or registry.lookup("inits", x)().draw]
 
 
 PAIRS = [(name, mechanism) for name in METHODS for mechanism in MECHANISMS]
@@ -26,15 +35,18 @@ TOGETHER = [pair for pair in PAIRS if go_together(*pair)]
 
 
 def covering(pairs):
-    """Every method under dp_sgd and one more mechanism in turn; the rest of the pairs is slow."""
+    """Every method under dp_sgd and one more mechanism, with an initialiser in turn; the rest is slow."""
     others = {name: [m for n, m in pairs if n == name and m != "dp_sgd"] for name, _ in pairs}
     turn = {name: ms[i % len(ms)] for i, (name, ms) in enumerate(others.items()) if ms}
-    return [
-        pair
-        if pair[1] in ("dp_sgd", turn.get(pair[0]))
-        else pytest.param(*pair, marks=pytest.mark.slow)
-        for pair in pairs
-    ]
+    found = []
+    for index, (name, mechanism) in enumerate(pairs):
+        inits = inits_of(name)
+        chosen = inits[index % len(inits)]
+        is_fast = mechanism in ("dp_sgd", turn.get(name))
+        for init in inits if mechanism == "dp_sgd" else [chosen]:
+            marks = () if is_fast and init == chosen else pytest.mark.slow
+            found.append(pytest.param(name, mechanism, init, marks=marks))
+    return found
 
 
 @pytest.mark.parametrize(("name", "mechanism"), [x for x in PAIRS if not go_together(*x)])
@@ -44,9 +56,9 @@ def test_a_mechanism_that_a_method_cannot_have_is_refused_with_the_reason(name, 
         small(name, mechanism)
 
 
-@pytest.mark.parametrize(("name", "mechanism"), covering(TOGETHER))
-def test_two_rounds_keep_trees_and_dtypes_and_trace_once(name, mechanism):
-    run = small(name, mechanism)
+@pytest.mark.parametrize(("name", "mechanism", "init"), covering(TOGETHER))
+def test_two_rounds_keep_trees_and_dtypes_and_trace_once(name, mechanism, init):
+    run = small(name, mechanism, init)
     rounds, state = run.rounds(), run.state
     for _ in range(2):
         state, info = rounds(keys(run), state, run.frozen, run.data, run.numbers, jnp.int32(1))
