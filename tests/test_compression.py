@@ -62,7 +62,12 @@ def test_what_is_sent_is_what_moved_so_an_unmoved_leaf_arrives_as_it_was(tree, k
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [("float16", 1 / 2), ("int8", 1 / 4), ("topk 0.1", 0.2)]
+    ("text", "share"),
+    [
+        ("int8", 1 / 4),
+        pytest.param("float16", 1 / 2, marks=pytest.mark.slow),
+        pytest.param("topk 0.1", 0.2, marks=pytest.mark.slow),
+    ],
 )
 def test_bytes_are_those_that_are_sent_and_the_model_is_near(text, share):
     plain = prepared(method="fedavg_lora", mechanism="none")

@@ -31,6 +31,7 @@ def test_alternating_every_round_is_rolora(mechanism):
     )
 
 
+@pytest.mark.slow
 def test_freezing_from_the_first_round_on_is_ffa_lora():
     ffa, _ = run_rounds(prepared(method="ffa_lora"), 2)
     state, _ = run_rounds(frozen("ffa_from 0"), 2)

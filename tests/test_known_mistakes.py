@@ -45,7 +45,7 @@ def test_every_sent_leaf_is_averaged_the_trained_head_too(method):
     assert np.abs(moved).max() > 1e-4
 
 
-@pytest.mark.parametrize("chunk", ["1", "2"])
+@pytest.mark.parametrize("chunk", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_no_client_begins_with_what_another_one_left(chunk):
     """B of client k leaking into client k + 1: then the order of the clients would show."""
     run = prepared(method="fedavg_lora", chunk=chunk, weighted=True)
@@ -62,7 +62,13 @@ def test_means_are_by_size_or_uniform_and_in_all_leaves_the_same(weighted):
     assert_near(after(run, range(4)).adapters, weighed(alone, shares))
 
 
-@pytest.mark.parametrize("method", ["flora", "fedex_lora", "flexlora", "fedsvd", "fedask"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("flora", "fedsvd"),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("fedex_lora", "flexlora", "fedask")),
+    ],
+)
 def test_one_clients_model_comes_back_from_the_server_as_it_was_sent(method):
     """Alpha over r lost in a stack, or the roots of the singular values, would change it."""
     run, plain = prepared(method=method), prepared(method="fedavg_lora")

@@ -30,8 +30,8 @@ FEDERATED = [m for m in registry.available("methods") if not registry.lookup("me
 
 OF_FAST = {
     "dp_sgd": (
-        *("ffa_lora", "fedavg_lora", "rolora", "fedsa_lora", "fedex_lora", "flora", "flexlora"),
-        *("fedsvd", "la_lora", "hetlora", "vera_b", "ravan"),
+        *("ffa_lora", "fedavg_lora", "rolora", "fedsa_lora", "flora", "flexlora"),
+        *("fedsvd", "la_lora", "hetlora", "ravan"),
     ),
     "dp_fedavg": ("fedsvd",),
     "none": ("ffa_lora",),

@@ -83,7 +83,12 @@ def by_hand(mechanism):
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "packing"), [("dp_sgd", True), ("dp_sgd", False), ("dp_fedavg", True)]
+    ("mechanism", "packing"),
+    [
+        ("dp_sgd", True),
+        pytest.param("dp_sgd", False, marks=pytest.mark.slow),
+        ("dp_fedavg", True),
+    ],
 )
 def test_rounds_with_schedules_are_rounds_with_those_settings(mechanism, packing):
     run = scheduled(mechanism, packing=packing, **EVERY)
@@ -96,6 +101,7 @@ def test_rounds_with_schedules_are_rounds_with_those_settings(mechanism, packing
     )
 
 
+@pytest.mark.slow
 def test_the_learning_rates_schedule_is_the_optimisers_own_rate_for_adam_too():
     plain = prepared(mechanism="none", optimizer="adam", learning_rate=0.01)
     half = prepare(plain.experiment.replace(**{"optimizer.learning_rate": 0.005}))
@@ -147,6 +153,7 @@ def test_rounds_are_counted_against_the_budget_by_their_noise():
     assert 4 <= within < 12
 
 
+@pytest.mark.slow
 def test_added_rounds_leave_the_schedule_of_the_first_ones(tmp_path):
     base = prepared().experiment.replace(rounds=2, evaluate_every=2, noise_seed=5)
     base = base.replace(

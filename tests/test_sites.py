@@ -169,7 +169,7 @@ def test_adapted_to_the_deadline_each_site_takes_the_steps_that_it_can_finish():
     assert rounds_of(run, 1)[0] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("packing", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_site_with_fewer_steps_does_those_and_no_others(packing):
     base = prepare(prepared().experiment.replace(packing=packing))
     run = with_sites(base, local_steps="1, 2, 2, 2")
@@ -214,7 +214,10 @@ def test_under_client_level_privacy_an_empty_round_is_noise_alone(tmp_path):
     assert float(infos[0].update_norm[0]) == pytest.approx(0.8 * 0.1 / 4 * np.sqrt(count), rel=0.2)
 
 
-@pytest.mark.parametrize("method", ["hetlora", "flexlora", "flora"])
+@pytest.mark.parametrize(
+    "method",
+    ["hetlora", *(pytest.param(x, marks=pytest.mark.slow) for x in ("flexlora", "flora"))],
+)
 def test_a_site_of_lower_rank_trains_and_sends_that_much(method):
     base = prepared(method=method)
     run = with_sites(base, rank="1, 2, 2, 2")
