@@ -1,5 +1,6 @@
 """Strict settings for every test: no rank promotion, shapes checked at every call, warnings are errors."""
 
+import gc
 import os
 import tempfile
 
@@ -32,3 +33,14 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["FFALORA_
 def key():
     """A key for draws that a test makes itself."""
     return rng.public_root(1234)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _let_go():
+    """Frees prepared runs and compiled programs after each file: all of them take gigabytes."""
+    yield
+    from tests.helpers import prepared
+
+    prepared.cache_clear()
+    jax.clear_caches()
+    gc.collect()

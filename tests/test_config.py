@@ -26,6 +26,7 @@ UNUSUAL = Experiment(
     noise_seed=2**64 - 1,
     client_chunk="3",
     weighted=True,
+    monitor=True,
     cohort_size=2,
     data=DataConfig(name="csv", path="a dir/b.csv", text_pair="second", max_examples=7),
     partition=PartitionConfig(name="dirichlet", dirichlet_alpha=0.05),

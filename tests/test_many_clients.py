@@ -8,7 +8,7 @@ from ffalora_jax import adapters
 from ffalora_jax.accounting import sampling
 from ffalora_jax.cohort import Cohort
 from ffalora_jax.deal import Dealer
-from ffalora_jax.mechanisms.dp_sgd import MOST_GROUPS, _priced
+from ffalora_jax.mechanisms._examples import MOST_GROUPS, _priced
 from ffalora_jax.partition import MOST_LISTED
 from ffalora_jax.prepare import prepare
 from tests.tiny_runs import same_bits, tiny

@@ -15,7 +15,9 @@ MECHANISMS = registry.available("mechanisms")
 
 def built(name):
     privacy = PrivacyConfig(mechanism=name, noise_multiplier=1.1)
-    return registry.lookup("mechanisms", name)(Experiment(batch_size=4, privacy=privacy))
+    return registry.lookup("mechanisms", name)(
+        Experiment(batch_size=4, local_steps=1, privacy=privacy)
+    )
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
