@@ -1,5 +1,8 @@
 """Every method on the shelf, with every mechanism: two rounds, same trees, no retrace, its promises kept."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,6 +189,19 @@ def test_a_method_from_outside_runs_by_module_and_function():
     start = prepared(method="ffa_lora").state.adapters
     for a, b, s in zip(*map(jax.tree.leaves, (half.adapters, whole.adapters, start)), strict=True):
         np.testing.assert_allclose(a - s, 0.5 * (b - s), atol=1e-6)
+
+
+def test_contributings_example_is_ffa_lora_sent_another_way(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (tmp_path / "sends_change.py").write_text(
+        re.findall(r"```python\n(.*?)```", text, flags=re.S)[0]
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for mechanism in ("dp_sgd", "dp_fedavg"):
+        ours, _ = run_rounds(prepared(method="sends_change:build", mechanism=mechanism), 2)
+        plain, _ = run_rounds(prepared(method="ffa_lora", mechanism=mechanism), 2)
+        for a, b in zip(*map(jax.tree.leaves, (ours.adapters, plain.adapters)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_entry_points_of_installed_packages_are_members(monkeypatch):
