@@ -6,7 +6,6 @@ vector and is not sent in it, so clipping, noise and bytes follow. The number of
 
 import jax.numpy as jnp
 
-from ffalora_jax.detours import LORA
 from ffalora_jax.errors import InputError
 from ffalora_jax.methods import Method
 
@@ -35,8 +34,9 @@ def frozen_by(method: Method, text: str, rounds: int, name: str) -> Method:
     words = text.split()
     if len(words) != 2 or words[0] not in ("ffa_from", "alternate") or not words[1].isdigit():
         raise InputError(f"Expected method.freeze to be one of: {FORMS}; got {text!r}.")
-    plain = method.detour is LORA and not (method.phases or method.reads_uploads or method.kept)
-    if not (plain and method.trained == BOTH and not method.personal):
+    plain = method._replace(drawn=(), trained=frozenset(), exact=False, sentence="")
+    plain = plain == Method(drawn=(), trained=frozenset())
+    if not (plain and method.trained == BOTH):
         raise InputError(
             f"method.freeze = {text!r} needs a method that trains and averages A and B in every round, and "
             f"{name!r} does not: set --method.name fedavg_lora."

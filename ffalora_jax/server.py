@@ -54,6 +54,11 @@ class Server(NamedTuple):
                 f"method.name {name!r} reads each client's upload and not the mean alone, so an optimiser on "
                 "the mean says nothing: leave server.optimizer at average, or take ffa_lora, fedavg_lora, ..."
             )
+        if self.compression is not None and self.method.wire is not None:
+            raise InputError(
+                f"Expected compression = 'none' with method.name {name!r}, whose messages go another way "
+                "than its computation: take ffa_lora, fedavg_lora, rolora, ..."
+            )
         if self.mechanism is None:
             return
         if self.compression is not None:

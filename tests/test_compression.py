@@ -92,3 +92,9 @@ def test_where_single_uploads_are_hidden_it_is_refused(mechanism):
     experiment = prepared(mechanism=mechanism).experiment.replace(compression="topk 0.1")
     with pytest.raises(InputError, match="sums alone"):
         prepare(experiment)
+
+
+def test_a_method_whose_messages_go_another_way_refuses_it():
+    experiment = prepared(method="fedask").experiment.replace(compression="int8")
+    with pytest.raises(InputError, match="another way"):
+        prepare(experiment)

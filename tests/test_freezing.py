@@ -80,7 +80,10 @@ def test_a_schedule_that_never_comes_to_it_is_refused(text):
         frozen(text)
 
 
-@pytest.mark.parametrize("method", ["ffa_lora", "fedsa_lora", "rolora", "flora", "fed_sb"])
+@pytest.mark.parametrize(
+    "method",
+    ["ffa_lora", "fedsa_lora", "rolora", "flora", "fed_sb", "la_lora", "fedrot_lora", "hetlora"],
+)
 def test_methods_that_do_not_train_and_average_both_factors_are_refused(method):
     with pytest.raises(InputError, match="fedavg_lora"):
         prepare(prepared(method=method).experiment.replace(**{"method.freeze": "alternate 2"}))
