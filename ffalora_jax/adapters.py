@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from ffalora_jax.types import Adapters, Tree
 
+RANK_AXIS = {"lora_a": 1, "lora_b": 0}
+"""Axis of a factor that counts its rank."""
+
 
 def select(adapters: Adapters, leaves: Collection[str]) -> Adapters:
     """Returns the leaves with the given names, layers without any left out."""

@@ -108,8 +108,8 @@ class Book:
         rates = self.run.frozen.rates
         return bound if rates is None else bound * float(rates.at(round_index).clip_norm)
 
-    def _warnings(self) -> list[str]:
-        """What must not be overlooked; what the figures say comes with them."""
+    def warnings(self) -> list[str]:
+        """Returns what must not be overlooked; what the figures say comes with them."""
         found = lint.after(self.run, self.kept)
         return self._before + [one.text for one in found if one.level == "warning"]
 
@@ -134,7 +134,7 @@ class Book:
     def write(self, done: int) -> None:
         """Writes privacy.json and communication.json as they stand after ``done`` rounds."""
         self.folder.write_json(
-            "privacy.json", privacy(self.run, done, self.planned, self.given_seed, self._warnings())
+            "privacy.json", privacy(self.run, done, self.planned, self.given_seed, self.warnings())
         )
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
 

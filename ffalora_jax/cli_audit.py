@@ -34,10 +34,8 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
         return 0
     canaries, rest = flags.take(arguments, "--canaries", "a number")
     confidence, rest = flags.take(rest, "--confidence", "a share, like 0.95")
-    as_json = "--json" in rest
-    experiment, out = flags.read_run([one for one in rest if one != "--json"])
-    if out is not None:
-        raise InputError("ffalora audit writes nothing: leave --out away.")
+    as_json, rest = flags.switch(rest, "--json")
+    experiment = flags.read_only("audit", rest)
     count, sure = _number("--canaries", canaries, 1000), _number("--confidence", confidence, 0.95)
     use_jax()
     from ffalora_jax.audit import audit

@@ -30,8 +30,7 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    as_json = "--json" in arguments
-    rest = [one for one in arguments if one != "--json"]
+    as_json, rest = flags.switch(arguments, "--json")
     metrics = []
     if rest and Path(rest[0]).is_dir():
         from ffalora_jax.run_folder import RunFolder
@@ -41,9 +40,7 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
         if rest[1:]:
             raise InputError(f"A run's settings stand in its folder: leave {rest[1]!r} out.")
     else:
-        experiment, out = flags.read_run(rest)
-        if out is not None:
-            raise InputError("ffalora check writes nothing: leave --out away.")
+        experiment = flags.read_only("check", rest)
     use_jax()
     from ffalora_jax import lint
     from ffalora_jax.mesh import make_cpu_devices

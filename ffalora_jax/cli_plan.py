@@ -43,12 +43,10 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     device, rest = flags.take(arguments, "--device", "a name, like cpu or h200")
     clients, rest = flags.take(rest, "--clients", "a number")
     cohort, rest = flags.take(rest, "--cohort", "a number")
-    as_json, measure = "--json" in rest, "--no-measure" not in rest
-    rest = [one for one in rest if one not in ("--json", "--no-measure")]
+    as_json, rest = flags.switch(rest, "--json")
+    no_measure, rest = flags.switch(rest, "--no-measure")
     numbers = _number("--clients", clients), _number("--cohort", cohort)
-    experiment, out = flags.read_run(rest)
-    if out is not None:
-        raise InputError("ffalora plan writes nothing: leave --out away.")
+    experiment = flags.read_only("plan", rest)
     here = device in (None, "cpu")
     if not here:
         device_of(device)  # a wrong name is told before the data is read
@@ -58,9 +56,9 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     from ffalora_jax.prepare import prepare
 
     make_cpu_devices(experiment.mesh)
-    timing = ", then a round is measured" if here and measure else ""
+    timing = ", then a round is measured" if here and not no_measure else ""
     print(f"preparing data, model and noise{timing}", file=sys.stderr)
-    found = plan(prepare(experiment), device or "cpu", *numbers, measure)
+    found = plan(prepare(experiment), device or "cpu", *numbers, not no_measure)
     print(json.dumps(found) if as_json else text_of(found))
     return 0
 

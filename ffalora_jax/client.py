@@ -85,7 +85,7 @@ def make_local_update(
     still adds noise. The optimiser's state starts anew in every round.
     """
     parts = method.local_parts or (None,)
-    adapts = mechanism.adapt is not None and mechanism.private_update is None
+    adapt = mechanism.adapt if mechanism.private_update is None else None
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
         begin = _within(me.start, me.rank)
@@ -107,7 +107,7 @@ def make_local_update(
         def advance(number, carry, index, batch):
             """One step on the leaves of a part; the others are as if frozen."""
             everything, states, factor = carry
-            now = _rates(frozen, mechanism, me, round_index, factor)
+            now = _in_effect(frozen, mechanism, me, round_index, factor)
             trained, held = _split(everything, parts[number])
             total, facts = clipped(
                 trained, leaves.merge(frozen.adapters, held), batch, index, now.clip_norm
@@ -124,9 +124,9 @@ def make_local_update(
             if now.learning_rate is not None:  # in a round one number, last factor of any change
                 change = jax.tree.map(lambda leaf: now.learning_rate * leaf, change)
             after = leaves.merge(held, jax.tree.map(jnp.add, trained, change))
-            if mechanism.adapt is not None and adapts:
+            if adapt is not None:
                 key = rng.stream(noise_key, rng.Purpose.COUNT_NOISE, round_index, me.client, index)
-                factor = mechanism.adapt(key, factor, centred(facts))
+                factor = adapt(key, factor, centred(facts))
             after = after, (*states[:number], mine, *states[number + 1 :]), factor
             if me.local_steps is not None:  # what is left out changes nothing, and drew nothing
                 after = jax.tree.map(partial(jnp.where, index < me.local_steps), after, carry)
@@ -157,13 +157,13 @@ def make_local_update(
         (end, _, factor), facts = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
         return end, ClientFacts(
-            jax.tree.map(jnp.sum, facts), update_norm, factor if adapts else None
+            jax.tree.map(jnp.sum, facts), update_norm, None if adapt is None else factor
         )
 
     return local_update
 
 
-class _Now(NamedTuple):
+class _InEffect(NamedTuple):
     """What a client's steps use in a round, schedules included."""
 
     clip_norm: float | Float[Array, ""]
@@ -172,9 +172,9 @@ class _Now(NamedTuple):
     learning_rate: Float[Array, ""] | None
 
 
-def _rates(
+def _in_effect(
     frozen: Frozen, mechanism: Mechanism, me: Participant, round_index, factor: Array | None
-) -> _Now:
+) -> _InEffect:
     """Returns them, given the clip norm's own factor where it adapts."""
     noise, rate, clip = mechanism.beside_count(me.noise_multiplier), None, factor
     if frozen.rates is not None:
@@ -183,8 +183,8 @@ def _rates(
         clip = rates.clip_norm if factor is None else factor * rates.clip_norm
         rate = rates.learning_rate
     if clip is None:
-        return _Now(mechanism.clip_norm, noise, rate)
-    return _Now(mechanism.clip_norm * clip, noise * clip, rate)
+        return _InEffect(mechanism.clip_norm, noise, rate)
+    return _InEffect(mechanism.clip_norm * clip, noise * clip, rate)
 
 
 def centred(facts: ClipFacts) -> Float[Array, ""]:
@@ -209,7 +209,7 @@ def _within(adapters: Adapters, rank: Array | None) -> Adapters:
         return adapters
 
     def cut(name, leaf):
-        axis = {"lora_a": 1, "lora_b": 0}.get(name)
+        axis = leaves.RANK_AXIS.get(name)
         if axis is None:
             return leaf
         inside = jnp.expand_dims(jnp.arange(leaf.shape[axis]) < rank, 1 - axis)

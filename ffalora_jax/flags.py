@@ -151,3 +151,20 @@ def _one_line(text: str) -> str:
     said = re.sub(r"^(Value error |Error parsing [\w.]+: (?=Expected|No ))+", "", said)
     kind = next((p[1] for p in filled if p[0] == "Argument helptext:" and len(p) > 1), "")
     return f"{said.rstrip('.')}{f': expected {kind}' if kind else ''} (see --help)."
+
+
+def switch(arguments: list[str], name: str) -> tuple[bool, list[str]]:
+    """Returns whether a switch like ``--json`` was given, and the other arguments."""
+    return name in arguments, [one for one in arguments if one != name]
+
+
+def read_only(command: str, arguments: list[str]) -> Experiment:
+    """Reads the settings for a command that writes nothing.
+
+    Raises:
+        InputError: a folder to write to was given.
+    """
+    experiment, out = read_run(arguments)
+    if out is not None:
+        raise InputError(f"ffalora {command} writes nothing: leave --out away.")
+    return experiment

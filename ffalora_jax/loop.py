@@ -99,6 +99,8 @@ def train(
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
     span = Span(ledger.rounds_done, last, ledger.noise_seed)
     book = Book(run, folder, epsilons, ledger)
+    for text in book.warnings():
+        observe(Event(f"warning: {text}"))
     checkpoints = Checkpoints(folder.checkpoints)
     computation = _Computation(run, engine, span, state)
     done, seconds_a_round = span.done, CALL_SECONDS

@@ -3,13 +3,10 @@
 import jax
 import numpy as np
 
-from ffalora_jax.adapters import nbytes, select
+from ffalora_jax.adapters import RANK_AXIS, nbytes, select
 from ffalora_jax.compression import Compression
 from ffalora_jax.methods import Method
 from ffalora_jax.types import HEAD_LEAVES, Adapters
-
-FACTORS = {"lora_a": 1, "lora_b": 0}
-"""Axis of a factor that a site's own rank cuts."""
 
 
 def bytes_of(
@@ -55,7 +52,7 @@ def _within(sent: Adapters, rank: np.ndarray | None):
     total = np.zeros(len(rank), np.int64)
     for found in sent.values():
         for name, leaf in found.items():
-            whole, axis = leaf.size * leaf.dtype.itemsize, FACTORS.get(name)
+            whole, axis = leaf.size * leaf.dtype.itemsize, RANK_AXIS.get(name)
             if axis is None:
                 total += whole
             else:

@@ -271,7 +271,7 @@ def own_numbers(
     )
 
 
-def asked(experiment: Experiment, cohort_size: int, num_clients: int) -> int:
+def num_asked(experiment: Experiment, cohort_size: int, num_clients: int) -> int:
     """Returns how many clients are drawn for a round of which ``cohort_size`` are wanted."""
     return min(num_clients, math.ceil(cohort_size * experiment.sites.over_select))
 

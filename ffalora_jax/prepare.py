@@ -33,7 +33,7 @@ from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.mesh import backbone_on, make_mesh, num_shards, replicated
 from ffalora_jax.methods import Method
-from ffalora_jax.network import Sites, asked, own_numbers, presence_of, sites_of
+from ffalora_jax.network import Sites, num_asked, own_numbers, presence_of, sites_of
 from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.pretrained import Loaded
@@ -143,8 +143,8 @@ def prepare(
     frozen, state = initial_state(injected, method, init, experiment, len(rows), begin)
     whole = host_data(encoded.inputs, dataset.labels, encoded.lengths, rows)
     task = task_of(dataset.kind)
-    meet = partial(_met, experiment, method, owners.names, expected)
-    sites, presence, step_flops = meet(injected, task, frozen, state, whole, encoded)
+    who = partial(_sites_and_presence, experiment, method, owners.names, expected)
+    sites, presence, step_flops = who(injected, task, frozen, state, whole, encoded)
     if sites is not None:
         schedule = schedule._replace(client_steps=tuple(map(int, sites.local_steps)))
     mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
@@ -166,7 +166,7 @@ def prepare(
     )
     settings = RoundSettings(
         num_clients=len(rows),
-        cohort_size=asked(experiment, cohort_size, len(rows)),
+        cohort_size=num_asked(experiment, cohort_size, len(rows)),
         cohort_sampling=experiment.cohort_sampling,
         chunk=1,
         weighted=experiment.weighted,
@@ -249,7 +249,7 @@ def _server_optimizer(experiment: Experiment) -> optax.GradientTransformation | 
     return make_optimizer(options.optimizer, options.learning_rate, options.options, "server's")
 
 
-def _met(
+def _sites_and_presence(
     experiment: Experiment,
     method: Method,
     names: tuple[str, ...],

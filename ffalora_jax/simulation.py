@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from ffalora_jax import lint, rng
+from ffalora_jax import rng
 from ffalora_jax.adapter_file import FACTS
 from ffalora_jax.book import largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger
@@ -54,8 +54,6 @@ def simulate(
             f"One round alone would pass the budget of epsilon {experiment.privacy.budget}: raise "
             "privacy.epsilon or privacy.noise_multiplier."
         )
-    for text in lint.warnings(run):
-        observe(Event(f"warning: {text}"))
     given = experiment.noise_seed
     noise_seed = rng.fresh_noise_seed() if given is None else given
     # All that can fail comes before the folder: a refusal leaves nothing behind.

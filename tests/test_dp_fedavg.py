@@ -14,7 +14,7 @@ import ffalora_jax as ffa
 from ffalora_jax import accounting, rng
 from ffalora_jax.cohort import Cohort, cohort_capacity, draw_cohort_of
 from ffalora_jax.errors import InputError
-from ffalora_jax.mechanisms.dp_fedavg import bounded
+from ffalora_jax.mechanisms._clients import bounded
 from tests.helpers import keys, prepared, run_rounds
 
 CLIP_NORM, NOISE = 0.1, 0.8

@@ -12,7 +12,7 @@ from ffalora_jax import accounting, registry, rng
 from ffalora_jax.config import Experiment, PrivacyConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import Schedule
-from ffalora_jax.mechanisms.dp_sgd import add_noise
+from ffalora_jax.mechanisms._noise import add_noise
 from tests.helpers import NOISE_SEED, prepared, run_rounds
 
 CLIP_NORM, NOISE_MULTIPLIER, EXPECTED = 0.7, 1.3, 8

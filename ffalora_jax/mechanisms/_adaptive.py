@@ -17,10 +17,31 @@ from jaxtyping import Array, Float
 
 from ffalora_jax.config import PrivacyConfig
 from ffalora_jax.errors import InputError
-from ffalora_jax.mechanisms import Plan
+from ffalora_jax.mechanisms import Mechanism, Plan
 
 COUNT_NOISE = 20
 """Expected units of a draw per unit of the count's noise."""
+
+
+def following(mechanism: Mechanism, settings: PrivacyConfig, expected: int) -> Mechanism:
+    """Returns a mechanism whose clip norm follows a quantile, the count that this takes paid inside its plan.
+
+    Args:
+        mechanism: with a clip norm that stays.
+        settings: quantile, rate and noise of the count.
+        expected: units of a draw: examples of a step, or clients of a round.
+    """
+    stddev = count_noise(settings, expected)
+
+    def adapt(key, factor, centred):
+        return next_factor(key, factor, centred, expected, settings, stddev)
+
+    return mechanism._replace(
+        plan=checked(mechanism.plan, settings, stddev),
+        statement=f"{mechanism.statement} The clip norms that are given out are covered too.",
+        adapt=adapt,
+        beside_count=lambda noise_multiplier: remaining(noise_multiplier, stddev),
+    )
 
 
 def count_noise(settings: PrivacyConfig, expected: int) -> float:

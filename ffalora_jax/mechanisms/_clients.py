@@ -1,6 +1,7 @@
-"""The bill of client-level mechanisms, and the bound on what one client moves."""
+"""Client-level mechanisms: updates bounded, noise at the server, and what a draw of clients costs."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,10 +13,43 @@ from ffalora_jax.cohort import cohort_capacity
 from ffalora_jax.config import Experiment
 from ffalora_jax.config_training import DEFAULT_EPSILON
 from ffalora_jax.errors import InputError
-from ffalora_jax.mechanisms import ClientPlan, Plan
-from ffalora_jax.mechanisms._noise import affordable_rounds
+from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan
+from ffalora_jax.mechanisms._noise import add_noise, affordable_rounds
 
 NEIGHBOURS = "add or remove one client with all its examples (the number of clients is public)"
+
+
+def client_level(experiment: Experiment) -> Mechanism:
+    """Returns DP-FedAvg at a trusted server, with the experiment's clip norm, expected cohort and budget.
+
+    Raises:
+        InputError: clients weighted by size, a cohort of a fixed size out of more clients, or the first
+            of several to come.
+    """
+    settings, expected = experiment.privacy, experiment.batch_size
+
+    def private_grad(key, total, noise_multiplier):
+        return jax.tree.map(lambda leaf: leaf / expected, total)
+
+    def private_total(key, total, noise_multiplier, clients):
+        noised = add_noise(key, total, noise_multiplier * settings.clip_norm)
+        return jax.tree.map(lambda leaf: leaf / clients, noised)
+
+    return Mechanism(
+        client_plan(experiment),
+        private_grad,
+        clip_norm=math.inf,
+        statement=(
+            "Every whole client is protected, with all its examples: whoever sees the models that the "
+            "server gives out learns only a bounded amount (epsilon) about whether that client was there."
+        ),
+        trust_model=(
+            "everyone but the server: it sees each upload before the noise and adds the noise itself; so "
+            "do the clients only as far as the server's models tell them"
+        ),
+        private_update=lambda moved, factor: bounded(moved, settings.clip_norm * factor),
+        private_total=private_total,
+    )
 
 
 def client_plan(experiment: Experiment) -> Callable[..., Plan]:

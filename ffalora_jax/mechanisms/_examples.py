@@ -1,15 +1,17 @@
-"""The bill of example-level mechanisms: what each client samples, how often, with which noise."""
+"""Example-level mechanisms: noised sums at every client, and what each client samples and pays."""
 
 import bisect
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from ffalora_jax import accounting
-from ffalora_jax.config import PrivacyConfig
+from ffalora_jax.config import Experiment, PrivacyConfig
 from ffalora_jax.errors import InputError
-from ffalora_jax.mechanisms import ClientPlan, Plan
-from ffalora_jax.mechanisms._noise import affordable_rounds
+from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan
+from ffalora_jax.mechanisms._noise import add_noise, affordable_rounds
 
 MOST_GROUPS = 8
 """Client sizes priced one by one; of more, all clients take the noise that the smallest one needs."""
@@ -83,6 +85,31 @@ def example_plan(
         )
 
     return plan
+
+
+def example_level(experiment: Experiment) -> Mechanism:
+    """Returns DP-SGD at every client, with the experiment's clip norm, expected batch size and budget."""
+    settings, expected = experiment.privacy, experiment.batch_size
+    capacity = settings.capacity or accounting.default_capacity(expected)
+
+    def private_grad(key, total, noise_multiplier):
+        noised = add_noise(key, total, noise_multiplier * settings.clip_norm)
+        return jax.tree.map(lambda leaf: leaf / expected, noised)
+
+    return Mechanism(
+        example_plan(settings, expected, capacity),
+        private_grad,
+        clip_norm=settings.clip_norm,
+        statement=(
+            "Every single training example at a client is protected: whoever sees all that the client "
+            "ever sends, and the final model, learns only a bounded amount (epsilon) about whether that "
+            "example was there."
+        ),
+        trust_model=(
+            "honest-but-curious server, the other clients and everyone after them; each client is "
+            "trusted with its own data"
+        ),
+    )
 
 
 class _Kind(NamedTuple):

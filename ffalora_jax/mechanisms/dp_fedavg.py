@@ -6,14 +6,9 @@ number. Who takes part is a Poisson draw that nobody sees, so sampling amplifies
 client with all its examples, against everyone but the server.
 """
 
-import math
-
-import jax
-
 from ffalora_jax.config import Experiment
 from ffalora_jax.mechanisms import Mechanism
-from ffalora_jax.mechanisms._clients import bounded, client_plan
-from ffalora_jax.mechanisms._noise import add_noise
+from ffalora_jax.mechanisms._clients import client_level
 
 
 def build(experiment: Experiment) -> Mechanism:
@@ -23,27 +18,4 @@ def build(experiment: Experiment) -> Mechanism:
         InputError: clients weighted by size, a cohort of a fixed size out of more clients, or the first
             of several to come.
     """
-    settings, expected = experiment.privacy, experiment.batch_size
-
-    def private_grad(key, total, noise_multiplier):
-        return jax.tree.map(lambda leaf: leaf / expected, total)
-
-    def private_total(key, total, noise_multiplier, clients):
-        noised = add_noise(key, total, noise_multiplier * settings.clip_norm)
-        return jax.tree.map(lambda leaf: leaf / clients, noised)
-
-    return Mechanism(
-        client_plan(experiment),
-        private_grad,
-        clip_norm=math.inf,
-        statement=(
-            "Every whole client is protected, with all its examples: whoever sees the models that the "
-            "server gives out learns only a bounded amount (epsilon) about whether that client was there."
-        ),
-        trust_model=(
-            "everyone but the server: it sees each upload before the noise and adds the noise itself; so "
-            "do the clients only as far as the server's models tell them"
-        ),
-        private_update=lambda moved, factor: bounded(moved, settings.clip_norm * factor),
-        private_total=private_total,
-    )
+    return client_level(experiment)

@@ -6,35 +6,11 @@ private already; averaging is post-processing. A client pays for every round it 
 server sees who does, so client sampling amplifies nothing.
 """
 
-import jax
-
-from ffalora_jax import accounting
 from ffalora_jax.config import Experiment
 from ffalora_jax.mechanisms import Mechanism
-from ffalora_jax.mechanisms._examples import example_plan
-from ffalora_jax.mechanisms._noise import add_noise
+from ffalora_jax.mechanisms._examples import example_level
 
 
 def build(experiment: Experiment) -> Mechanism:
     """Returns DP-SGD with the experiment's clip norm, expected batch size and budget."""
-    settings, expected = experiment.privacy, experiment.batch_size
-    capacity = settings.capacity or accounting.default_capacity(expected)
-
-    def private_grad(key, total, noise_multiplier):
-        noised = add_noise(key, total, noise_multiplier * settings.clip_norm)
-        return jax.tree.map(lambda leaf: leaf / expected, noised)
-
-    return Mechanism(
-        example_plan(settings, expected, capacity),
-        private_grad,
-        clip_norm=settings.clip_norm,
-        statement=(
-            "Every single training example at a client is protected: whoever sees all that the client "
-            "ever sends, and the final model, learns only a bounded amount (epsilon) about whether that "
-            "example was there."
-        ),
-        trust_model=(
-            "honest-but-curious server, the other clients and everyone after them; each client is "
-            "trusted with its own data"
-        ),
-    )
+    return example_level(experiment)
