@@ -1,7 +1,7 @@
 """Factors by round on the learning rate, the clip norm and the noise, from a line of text.
 
-A schedule multiplies a setting: it is 1 where nothing is scheduled. Imports no JAX arrays into the settings:
-what is read here is a tuple of numbers, public, known before the first round, so the plan can price it.
+A schedule multiplies a setting: it is 1 where nothing is scheduled. What is read here is a tuple of numbers,
+public and known before the first round, so the plan can price it.
 """
 
 import re
