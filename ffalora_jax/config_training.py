@@ -75,8 +75,9 @@ class MethodConfig:
     freeze: Annotated[
         str,
         Doc(
-            "none, ffa_from ROUND (A is frozen from that round on), or alternate ROUNDS (B so many rounds, "
-            "then A); with fedavg_lora"
+            "none; with fedavg_lora: ffa_from ROUND (A is frozen from that round on) or alternate ROUNDS (B "
+            "so many rounds, then A); with ffa_lora: thaw SHARE rank or thaw SHARE layers (that much of A "
+            "is trained too)"
         ),
     ] = "none"
     dropout: Annotated[

@@ -5,6 +5,7 @@ of them are trained, sent or frozen, and their gradients over an example's token
 of what the layer was given and of the slope at its output (``probes``).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,6 +35,10 @@ class Detour(NamedTuple):
     pairs: Callable[[Leaves, Array, Array, float], dict[str, tuple[Pair, ...]]]
     """(leaves, x, slope at the output, scaling) -> every trained leaf's gradient: matrices that, one after
     another, hold the leaf's numbers in their order."""
+    shapes_at: (
+        Callable[[int, int], Callable[[int, int, int], dict[str, tuple[int, ...]]]] | None
+    ) = None
+    """(place of a layer, number of layers) -> its ``shapes``, where layers differ in what they train."""
 
 
 def product(x: Array, y: Array) -> Array:
@@ -103,3 +108,60 @@ def widened(leaves: Leaves) -> Leaves:
 LORA_AND_RESIDUAL = Detour(_with_residual, _residual_apply, lora_pairs)
 """LoRA on a base that the server changes: y = x W + scaling * x (residual + A B). The residual is a leaf
 of its own and not in W, so that W stays one argument of all rounds; it costs them one more product."""
+
+
+def thawed_lora(share: float, of: str) -> Detour:
+    """Returns LoRA whose A is frozen but for a share of its columns, or but for a share of the layers.
+
+        y = x W + scaling * x [A_frozen, A_thawed] B
+
+    The thawed columns are a leaf of their own, so what is frozen is in no gradient, no clipped vector and no
+    message. Of the layers the upper ones are thawed: those nearest to the output.
+
+    Args:
+        share: 0 to 1; rounded up to whole columns or layers.
+        of: ``rank`` or ``layers``.
+    """
+
+    def shapes_at(place, count):
+        above = place >= count - math.ceil(share * count)
+
+        def shapes(inputs, outputs, rank):
+            thawed = math.ceil(share * rank) if of == "rank" else rank * above
+            found = {"lora_a": (inputs, rank - thawed), "lora_b": (rank, outputs)}
+            return found | ({"thawed_a": (inputs, thawed)} if thawed else {})
+
+        return shapes
+
+    return Detour(lora_shapes, _thawed_apply, _thawed_pairs, shapes_at)
+
+
+def whole_a(leaves: Leaves) -> Leaves:
+    """Returns A and B of a layer, a thawed part of A put back beside the frozen one."""
+    if "thawed_a" not in leaves:
+        return leaves
+    rest = {name: leaf for name, leaf in leaves.items() if name != "thawed_a"}
+    return rest | {"lora_a": jnp.concatenate([leaves["lora_a"], leaves["thawed_a"]], axis=1)}
+
+
+def split_a(leaves: Leaves, shapes: dict[str, tuple[int, ...]]) -> Leaves:
+    """Does the contrary: A in two parts, where the layer's shapes have two."""
+    if "thawed_a" not in shapes:
+        return leaves
+    frozen = shapes["lora_a"][1]
+    return leaves | {
+        "lora_a": leaves["lora_a"][:, :frozen],
+        "thawed_a": leaves["lora_a"][:, frozen:],
+    }
+
+
+def _thawed_apply(leaves: Leaves, x: Array, scaling: float) -> Array:
+    return lora_apply(whole_a(leaves), x, scaling)
+
+
+def _thawed_pairs(leaves: Leaves, x: Array, slope: Array, scaling: float):
+    found = dict(lora_pairs(whole_a(leaves), x, slope, scaling))
+    if "thawed_a" in leaves:
+        (pair,) = found["lora_a"]
+        found["thawed_a"] = (Pair(x, pair.right[..., leaves["lora_a"].shape[1] :]),)
+    return found

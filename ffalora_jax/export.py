@@ -12,16 +12,16 @@ from pathlib import Path
 import jax
 
 from ffalora_jax import merge as merging
-from ffalora_jax import peft_io, registry
+from ffalora_jax import peft_io
 from ffalora_jax.adapter_file import FACTS, write_head, write_peft
 from ffalora_jax.cli_privacy import parser_of
 from ffalora_jax.config import MethodConfig
-from ffalora_jax.detours import widened
+from ffalora_jax.detours import whole_a, widened
 from ffalora_jax.errors import InputError, nearest
 from ffalora_jax.evaluate import client_adapters
+from ffalora_jax.freezing import method_of
 from ffalora_jax.loaded_run import Ready, Run, load_run
 from ffalora_jax.lora import LoraModel
-from ffalora_jax.methods import Method
 from ffalora_jax.model_card import Facts, card
 from ffalora_jax.peft_names import names_of
 from ffalora_jax.types import Adapters
@@ -95,6 +95,7 @@ def _plain_lora(
     settings: MethodConfig, model: LoraModel, adapters: Adapters
 ) -> tuple[MethodConfig, LoraModel, Adapters]:
     """Turns LoRA that began from a part of W into plain LoRA of twice the rank, on the published base."""
+    adapters = {name: whole_a(found) for name, found in adapters.items()}
     if not any("start_a" in found for found in adapters.values()):
         return settings, model, adapters
     root = 2**0.5 if settings.use_rslora else 2.0
@@ -131,7 +132,7 @@ def _facts(
     if is_folder and not Path(base).is_absolute():
         base = os.path.relpath(base, out)  # the card's code runs in the folder of the card
     personal = bool(jax.tree.leaves(run.ready.state.personal))
-    method: Method = registry.lookup("methods", run.experiment.method.name)()
+    method = method_of(run.experiment)
     return Facts(
         base=base,
         is_hub_name=loaded.directory is not None and not is_folder,

@@ -6,11 +6,25 @@ vector and is not sent in it, so clipping, noise and bytes follow. The number of
 
 import jax.numpy as jnp
 
+from ffalora_jax import registry
+from ffalora_jax.config import Experiment
+from ffalora_jax.detours import thawed_lora
 from ffalora_jax.errors import InputError
 from ffalora_jax.methods import Method
 
-FORMS = "none, ffa_from ROUND, alternate ROUNDS"
+FORMS = "none, ffa_from ROUND, alternate ROUNDS, thaw SHARE rank, thaw SHARE layers"
 BOTH = frozenset({"lora_a", "lora_b"})
+
+
+def method_of(experiment: Experiment) -> Method:
+    """Returns the experiment's method, with its schedule of what is frozen.
+
+    Raises:
+        InputError: no such method; a schedule that it cannot have.
+    """
+    settings = experiment.method
+    method = registry.lookup("methods", settings.name)()
+    return frozen_by(method, settings.freeze, experiment.rounds, settings.name)
 
 
 def frozen_by(method: Method, text: str, rounds: int, name: str) -> Method:
@@ -18,6 +32,8 @@ def frozen_by(method: Method, text: str, rounds: int, name: str) -> Method:
 
     ``ffa_from N``: A and B are trained, and from round N on (0-based) B alone; A stays as it then is, the
     same at all clients, so from there on the average is exact. ``alternate N``: B for N rounds, then A for N.
+    ``thaw F rank``, ``thaw F layers``: B is trained, and of A a share F of its columns, or A in the upper F
+    of the layers; 0 would be ``ffa_lora`` and 1 ``fedavg_lora``.
 
     Args:
         method: as it is without one.
@@ -32,11 +48,11 @@ def frozen_by(method: Method, text: str, rounds: int, name: str) -> Method:
     if text == "none":
         return method
     words = text.split()
+    if words[0:1] == ["thaw"]:
+        return _thawed(method, text, words[1:], name)
     if len(words) != 2 or words[0] not in ("ffa_from", "alternate") or not words[1].isdigit():
         raise InputError(f"Expected method.freeze to be one of: {FORMS}; got {text!r}.")
-    plain = method._replace(drawn=(), trained=frozenset(), exact=False, sentence="")
-    plain = plain == Method(drawn=(), trained=frozenset())
-    if not (plain and method.trained == BOTH):
+    if not (_has_default_rules(method) and method.trained == BOTH):
         raise InputError(
             f"method.freeze = {text!r} needs a method that trains and averages A and B in every round, and "
             f"{name!r} does not: set --method.name fedavg_lora."
@@ -63,4 +79,34 @@ def frozen_by(method: Method, text: str, rounds: int, name: str) -> Method:
         phases=(BOTH, frozenset({"lora_b"})),
         phase_of=lambda index: jnp.where(index >= count, 1, 0),
         sentence=f"A and B trained, from round {count} on B alone",
+    )
+
+
+def _has_default_rules(method: Method) -> bool:
+    """Whether all leaves are trained, sent and averaged alike."""
+    bare = method._replace(drawn=(), trained=frozenset(), exact=False, sentence="")
+    return bare == Method(drawn=(), trained=frozenset())
+
+
+def _thawed(method: Method, text: str, words: list[str], name: str) -> Method:
+    try:
+        share, of = float(words[0]), words[1]
+        if not 0 < share < 1 or of not in ("rank", "layers") or len(words) != 2:
+            raise ValueError
+    except (ValueError, IndexError):
+        raise InputError(
+            f"Expected method.freeze = 'thaw F rank' or 'thaw F layers' with 0 < F < 1, got {text!r}: "
+            "F = 0 is ffa_lora, F = 1 is fedavg_lora."
+        ) from None
+    if not (_has_default_rules(method) and method.trained == {"lora_b"}):
+        raise InputError(
+            f"method.freeze = {text!r} thaws a part of a frozen A, and {name!r} has none that it could be "
+            "averaged with: set --method.name ffa_lora."
+        )
+    what = "columns" if of == "rank" else "layers, the upper ones"
+    return method._replace(
+        trained=frozenset({"lora_b", "thawed_a"}),
+        detour=thawed_lora(share, of),
+        exact=False,
+        sentence=f"B trained, and A in {share:.0%} of its {what}",
     )

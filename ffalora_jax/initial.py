@@ -13,7 +13,7 @@ from ffalora_jax import adapters as leaves
 from ffalora_jax import lora, rng
 from ffalora_jax.client import Frozen
 from ffalora_jax.config import Experiment
-from ffalora_jax.detours import LORA_FROM_START
+from ffalora_jax.detours import LORA_FROM_START, split_a
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.lora_init import LoraInit
@@ -46,6 +46,9 @@ def initial_state(
     drawn = _factors(model, method, init, root)
     special = {} if method.begin is None else _begin(model, method, root)
     everything = leaves.merge(everything, *drawn, special, model.head, begin or {})
+    everything = {
+        layer: split_a(found, model.shapes.get(layer, {})) for layer, found in everything.items()
+    }
     held = method.trained | method.kept | (set(HEAD_LEAVES) if model.head else set())
     stays = experiment.model.head == "personal" or method.shares_nothing
     personal = method.personal | (set(HEAD_LEAVES) if model.head and stays else set())

@@ -18,6 +18,7 @@ from ffalora_jax.config import Experiment, MethodConfig, ModelConfig
 from ffalora_jax.data import Dataset, as_dataset
 from ffalora_jax.detours import LORA, LORA_FROM_START, Detour
 from ffalora_jax.errors import InputError
+from ffalora_jax.freezing import method_of
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.methods import Method
@@ -146,7 +147,7 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
         InputError: as ``lora.inject``; adapters that are not those of ``method.start``.
     """
     settings, family = experiment.method, loaded.family
-    method: Method = registry.lookup("methods", settings.name)()
+    method = method_of(experiment)
     model = lora.inject(
         loaded.model,
         family.placements.get(settings.targets, settings.targets),

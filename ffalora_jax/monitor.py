@@ -22,9 +22,10 @@ def of_server(before: Adapters, after: Adapters) -> dict[str, Array]:
     """
     found = {}
     turned = [
-        _angle(before[layer]["lora_a"], leaves["lora_a"])
+        _angle(before[layer][name], leaves[name])
         for layer, leaves in after.items()
-        if "lora_a" in leaves
+        for name in ("lora_a", "thawed_a")
+        if name in leaves
     ]
     used = [_effective_rank(leaves["lora_b"]) for leaves in after.values() if "lora_b" in leaves]
     if turned:

@@ -25,7 +25,7 @@ from ffalora_jax.cohort import ClientData, Presence, RoundSettings, host_data, t
 from ffalora_jax.compression import compression_of
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
-from ffalora_jax.freezing import frozen_by
+from ffalora_jax.freezing import method_of
 from ffalora_jax.initial import initial_state, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
@@ -117,8 +117,7 @@ def prepare(
     Raises:
         InputError: anything about the experiment that cannot work.
     """
-    method: Method = registry.lookup("methods", experiment.method.name)()
-    method = frozen_by(method, experiment.method.freeze, experiment.rounds, experiment.method.name)
+    method = method_of(experiment)
     check_steps(experiment, method)
     init: LoraInit = registry.lookup("inits", experiment.method.init)()
     make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)

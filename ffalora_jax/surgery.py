@@ -48,8 +48,11 @@ def operate(
     }
     adapted = wanted.choose(dense, head)
     _refuse_shared(model, [*adapted, *([] if head is None else [head])])
-    for path, found in adapted.items():
-        _replace(model, path, LoraLinear(dense[path], found, dropout, detour))
+    for place, (path, found) in enumerate(sorted(adapted.items(), key=_by_number)):
+        form = detour
+        if detour.shapes_at is not None:
+            form = detour._replace(shapes=detour.shapes_at(place, len(adapted)))
+        _replace(model, path, LoraLinear(dense[path], found, dropout, form))
     start = {} if head is None else {head: _take_head(model, dense, head)}
     shapes = {
         _dotted(path): {leaf: tuple(x.shape) for leaf, x in leaves.items()}
@@ -135,6 +138,12 @@ def _refuse_shared(model: nnx.Module, chosen: list[str]) -> None:
                     f"Layer {name!r} is used in several places ({', '.join(names)}): an adapter would stand "
                     "at one of them only. Exclude it with method.exclude, or give each place its own layer."
                 )
+
+
+def _by_number(item: tuple[str, Any]) -> list[tuple[bool, int, str]]:
+    """Orders layers from the input to the output: block 2 before block 10."""
+    parts = item[0].split(".")
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def _dotted(path) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ffalora_jax import adapters as leaves
+from ffalora_jax.detours import whole_a
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
@@ -68,7 +69,7 @@ def test_the_bill_is_that_of_every_round():
     assert frozen("alternate 2").plan.spent(0, 12) == prepared().plan.spent(0, 12)
 
 
-@pytest.mark.parametrize("text", ["", "ffa_from", "alternate x", "thaw 2", "ffa_from -1", "none 2"])
+@pytest.mark.parametrize("text", ["", "ffa_from", "alternate x", "ffa_from -1", "none 2"])
 def test_another_text_is_refused(text):
     with pytest.raises(InputError, match=r"Expected method\.freeze to be one of"):
         frozen(text)
@@ -87,3 +88,81 @@ def test_a_schedule_that_never_comes_to_it_is_refused(text):
 def test_methods_that_do_not_train_and_average_both_factors_are_refused(method):
     with pytest.raises(InputError, match="fedavg_lora"):
         prepare(prepared(method=method).experiment.replace(**{"method.freeze": "alternate 2"}))
+
+
+def with_thawed_a(text, **changes):
+    base = prepared(method="ffa_lora").experiment
+    return prepare(base.replace(**{"method.freeze": text, **changes}))
+
+
+def silent(run):
+    """The same run with its clipping and without its noise."""
+    none = 0 * run.numbers.noise_multiplier
+    return run._replace(numbers=run.numbers._replace(noise_multiplier=none))
+
+
+def whole(run, state):
+    joined = leaves.merge(run.frozen.adapters, state.adapters)
+    return {name: whole_a(found) for name, found in joined.items()}
+
+
+def test_a_share_that_is_all_of_the_layers_is_fedavg_and_less_leaves_the_lower_ones_frozen():
+    """Noise apart: with clipping, the vector that is clipped is the same."""
+    run = silent(with_thawed_a("thaw 0.99 layers"))
+    plain = silent(prepared(method="fedavg_lora"))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
+        whole(run, run_rounds(run, 2)[0]),
+        whole(plain, run_rounds(plain, 2)[0]),
+    )
+    half = with_thawed_a("thaw 0.5 layers")
+    thawed = sorted(name for name, found in half.state.adapters.items() if "thawed_a" in found)
+    assert thawed == sorted(half.model.adapted)[len(half.model.adapted) // 2 :]
+
+
+@pytest.mark.parametrize("text", ["thaw 0.5 rank", "thaw 0.5 layers"])
+def test_what_is_not_thawed_stays_as_it_was_drawn(text):
+    """Whatever the initialiser drew; half of A, to the bit, and the other half moves."""
+    run = with_thawed_a(text)
+    begun = whole(prepared(method="fedavg_lora"), prepared(method="fedavg_lora").state)
+    state, _ = run_rounds(run, 1)
+    moved = 0
+    for name, found in whole(run, state).items():
+        if "lora_a" in found:
+            changed = np.any(np.asarray(found["lora_a"] != begun[name]["lora_a"]), axis=0)
+            width = state.adapters[name].get("thawed_a", np.zeros((1, 0))).shape[1]
+            assert changed.sum() == width
+            assert changed[changed.size - width :].all()
+            moved += width
+    assert 0 < moved == sum(one.rank for one in run.model.adapted.values()) // 2
+
+
+@pytest.mark.parametrize("text", ["thaw 0.5 rank", "thaw 0.5 layers"])
+def test_packed_rows_give_a_thawed_part_the_gradient_of_the_padded_form(text):
+    packed, padded = silent(with_thawed_a(text)), silent(with_thawed_a(text, packing=False))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+        run_rounds(packed, 2)[0].adapters,
+        run_rounds(padded, 2)[0].adapters,
+    )
+
+
+def test_half_of_the_rank_costs_half_of_the_bytes_of_a():
+    def up(run):
+        return message_bytes(run, 0)[0]
+
+    ffa, both = prepared(method="ffa_lora"), prepared(method="fedavg_lora")
+    assert 2 * (up(with_thawed_a("thaw 0.5 rank")) - up(ffa)) == up(both) - up(ffa)
+
+
+@pytest.mark.parametrize(
+    "text", ["thaw", "thaw 0 rank", "thaw 1 layers", "thaw half rank", "thaw .5 x"]
+)
+def test_a_share_outside_its_bounds_is_refused(text):
+    with pytest.raises(InputError, match="0 < F < 1"):
+        with_thawed_a(text)
+
+
+def test_a_method_without_a_frozen_a_is_not_thawed():
+    with pytest.raises(InputError, match="ffa_lora"):
+        frozen("thaw 0.5 rank")
