@@ -114,12 +114,15 @@ class Checkpoints:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         tree = self._manager.restore(ledger.rounds_done, args=arguments)["state"]
         server = [tree["server"][name] for name in _numbered(like.server)]
+        memory = [tree["memory"][name] for name in _numbered(like.memory)]
         return RoundState(
             tree["adapters"],
             tree["personal"],
             tree["round_index"],
             jax.tree.unflatten(jax.tree.structure(like.server), server),
             tree.get("clip_factor"),
+            tree.get("control"),
+            jax.tree.unflatten(jax.tree.structure(like.memory), memory),
         )
 
     def _shapes(self, step: int) -> dict[str, Any] | None:
@@ -143,6 +146,8 @@ def _as_tree(state: RoundState) -> dict[str, Any]:
         "round_index": state.round_index,
         "server": _numbered(state.server),
         **({} if state.clip_factor is None else {"clip_factor": state.clip_factor}),
+        **({} if state.control is None else {"control": state.control}),
+        **({"memory": _numbered(state.memory)} if jax.tree.leaves(state.memory) else {}),
     }
 
 

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt32
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import rng
+from ffalora_jax import controls, rng
 from ffalora_jax.clipping import Blocks, ClipFacts, clipped_sum_in_blocks
 from ffalora_jax.cohort import Batch, ClientData, Examples, draw_local_batches
 from ffalora_jax.lora import LoraModel
@@ -36,6 +36,15 @@ class Frozen(NamedTuple):
     """Schedules by round; None: all settings stay as they are."""
     clip_factor: Float[Array, ""] | None = None
     """Clip norm of the round (at its begin) in units of the one that was set; None: it does not adapt."""
+    control: Adapters | None = None
+    """The server's control variate of the leaves that are trained and sent (``controls``); None: without."""
+
+
+class Memory(NamedTuple):
+    """What a client keeps from round to round beside its leaves; of all clients: leaves (client, ...)."""
+
+    control: Adapters | None = None
+    """Its own control variate: the mean of its private gradients in the last round that it was in."""
 
 
 class Participant(NamedTuple):
@@ -54,6 +63,7 @@ class Participant(NamedTuple):
     """Its own rank; None: that of the factors."""
     batches: Batch | None
     """Given draws (step, slot); None: drawn here."""
+    memory: Memory = Memory()
 
 
 class ClientFacts(NamedTuple):
@@ -78,7 +88,7 @@ def make_local_update(
     packing: Packing | None = None,
     proximal: float = 0.0,
 ) -> Callable:
-    """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, ClientFacts)``.
+    """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, Memory, ClientFacts)``.
 
     Guarantee: every number that leaves or stays, personal leaves included, depends on the examples only
     through ``mechanism.private_grad`` of sums whose sensitivity is ``mechanism.clip_norm``. An empty draw
@@ -106,7 +116,7 @@ def make_local_update(
 
         def advance(number, carry, index, batch):
             """One step on the leaves of a part; the others are as if frozen."""
-            everything, states, factor = carry
+            everything, states, factor, sums = carry
             now = _in_effect(frozen, mechanism, me, round_index, factor)
             trained, held = _split(everything, parts[number])
             total, facts = clipped(
@@ -115,6 +125,9 @@ def make_local_update(
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
             gradient = method.filtered(mechanism.private_grad(key, total, now.noise_multiplier))
             gradient = _within(gradient, me.rank)
+            if frozen.control is not None and me.memory.control is not None:
+                sums = controls.added(sums, gradient)
+                gradient = controls.corrected(gradient, frozen.control, me.memory.control)
             if proximal:  # of private numbers alone (Li et al. 2020, arXiv:1812.06127, equation 2)
                 start = leaves.select(begin, leaves.names(trained))
                 gradient = jax.tree.map(
@@ -127,7 +140,7 @@ def make_local_update(
             if adapt is not None:
                 key = rng.stream(noise_key, rng.Purpose.COUNT_NOISE, round_index, me.client, index)
                 factor = adapt(key, factor, centred(facts))
-            after = after, (*states[:number], mine, *states[number + 1 :]), factor
+            after = after, (*states[:number], mine, *states[number + 1 :]), factor, sums
             if me.local_steps is not None:  # what is left out changes nothing, and drew nothing
                 after = jax.tree.map(partial(jnp.where, index < me.local_steps), after, carry)
             return after, facts
@@ -153,12 +166,20 @@ def make_local_update(
                 me.local_steps,
             )
         states = tuple(optimizer.init(_split(begin, part)[0]) for part in parts)
-        carry = begin, states, frozen.clip_factor
-        (end, _, factor), facts = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
+        sums = controls.at_zero(frozen.control or {})
+        carry = begin, states, frozen.clip_factor, sums
+        (end, _, factor, sums), facts = jax.lax.scan(
+            step, carry, (jnp.arange(local_steps), batches)
+        )
+        memory = me.memory
+        if frozen.control is not None:
+            steps = local_steps if me.local_steps is None else me.local_steps
+            memory = Memory(controls.mean(sums, steps, parts))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
-        return end, ClientFacts(
+        facts = ClientFacts(
             jax.tree.map(jnp.sum, facts), update_norm, None if adapt is None else factor
         )
+        return end, memory, facts
 
     return local_update
 

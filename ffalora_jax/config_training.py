@@ -127,6 +127,14 @@ class OptimizerConfig:
         ),
     ] = 0.0
 
+    control_variates: Annotated[
+        bool,
+        Doc(
+            "steps corrected by the means of all clients' and of the own last gradients (SCAFFOLD); twice "
+            "the traffic"
+        ),
+    ] = False
+
     def __post_init__(self):
         positive(**{"optimizer.learning_rate": self.learning_rate})
         between(0, 1e6, **{"optimizer.proximal": self.proximal})

@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 
-from ffalora_jax.adapters import RANK_AXIS, nbytes, select
+from ffalora_jax.adapters import RANK_AXIS, merge, nbytes, select
 from ffalora_jax.compression import Compression
+from ffalora_jax.controls import PREFIX
 from ffalora_jax.methods import Method
 from ffalora_jax.types import HEAD_LEAVES, Adapters
 
@@ -16,6 +17,7 @@ def bytes_of(
     round_index: int,
     rank: np.ndarray | None = None,
     compression: Compression | None = None,
+    controls: bool = False,
 ):
     """Returns what a client sends and receives in a round: its upload, and what the round before changed.
 
@@ -26,6 +28,7 @@ def bytes_of(
         round_index: 0-based.
         rank: each client's own rank; then both results are arrays (client,).
         compression: of the upload.
+        controls: whether control variates go along, one number for each that is trained.
     """
     if method.pooled:
         return 0, 0
@@ -36,13 +39,24 @@ def bytes_of(
     here = select(adapters, parts[int(method.phase_at(round_index))] | set(HEAD_LEAVES))
     before = parts[int(method.phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | method.kept
     sent = jax.eval_shape(method.upload, here, here)
+    if controls:
+        sent = merge(sent, _renamed(here))
     up = _within(sent, rank) if compression is None else compression.nbytes(sent)
     known = {"residual", *method.redrawn, *(("lora_b",) if method.redrawn else ())}
     down = _within(select(adapters, before - known), rank)
+    if controls:
+        down = down + _within(select(adapters, before), rank)
     # A residual comes as it is, or as the factors that it was made of.
     residual = nbytes(select(adapters, {"residual"}))
     factors = nbytes(select(adapters, {"lora_a", "lora_b"}))
     return up, down + min(residual, slots * factors)
+
+
+def _renamed(adapters: Adapters) -> Adapters:
+    return {
+        layer: {PREFIX + name: leaf for name, leaf in found.items()}
+        for layer, found in adapters.items()
+    }
 
 
 def _within(sent: Adapters, rank: np.ndarray | None):

@@ -233,7 +233,8 @@ def presence_of(
         raise InputError(
             "Expected compression = 'none' with sites.rank: a lower rank is the compression there."
         )
-    sizes = [bytes_of(method, adapters, slots, index, rank, form) for index in rounds]
+    both = experiment.optimizer.control_variates
+    sizes = [bytes_of(method, adapters, slots, index, rank, form, both) for index in rounds]
     if config.adapt == "deadline":
         assert config.deadline is not None
         up, down = (np.asarray([size[way] for size in sizes]).max(0) for way in (0, 1))

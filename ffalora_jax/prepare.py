@@ -16,15 +16,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import flops, partition, registry
+from ffalora_jax import controls, flops, partition, registry
 from ffalora_jax.checks import check_classes, check_sizes, check_steps, cohort_size_of
 from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
-from ffalora_jax.client import Frozen, make_local_update, make_optimizer
+from ffalora_jax.client import Frozen, Memory, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, Presence, RoundSettings, host_data, threshold
-from ffalora_jax.compression import compression_of
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
+from ffalora_jax.errors import InputError
 from ffalora_jax.freezing import method_of
 from ffalora_jax.initial import initial_state, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
@@ -40,7 +40,7 @@ from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import Packing
 from ffalora_jax.round import ClientNumbers, RoundState, make_round, make_rounds
 from ffalora_jax.schedules import rates_of
-from ffalora_jax.server import Server
+from ffalora_jax.server import Server, make_server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
 
@@ -148,16 +148,9 @@ def prepare(
         schedule = schedule._replace(client_steps=tuple(map(int, sites.local_steps)))
     mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
-    server = Server(method, _server_optimizer(experiment), redraw(injected, method, init))
-    server = server._replace(compression=compression_of(experiment.compression))
-    if mechanism.hides_uploads:
-        server = server._replace(
-            mechanism=mechanism,
-            noise_multiplier=plan.clients[0].noise_multiplier,
-            clip_norm=experiment.privacy.clip_norm,
-            clients=cohort_size,
-        )
-    server.check(experiment.method.name)
+    server = make_server(
+        experiment, method, mechanism, plan, cohort_size, redraw(injected, method, init)
+    )
     numbers = ClientNumbers(
         np.asarray([threshold(c.sampling.probability) for c in plan.clients], np.uint32),
         np.asarray([c.noise_multiplier for c in plan.clients], np.float32),
@@ -206,6 +199,7 @@ def prepare(
         round_index=replicated(mesh, state.round_index),
         server=replicated(mesh, server.begin(state.adapters)),
         clip_factor=None if mechanism.adapt is None else replicated(mesh, jnp.float32(1)),
+        **replicated(mesh, _memories(experiment, state, len(rows))),
     )
     if settings.by_slot:
         personal = jax.tree.map(np.array, state.personal)
@@ -241,11 +235,12 @@ def prepare(
     )
 
 
-def _server_optimizer(experiment: Experiment) -> optax.GradientTransformation | None:
-    options = experiment.server
-    if options.optimizer == "average":
-        return None
-    return make_optimizer(options.optimizer, options.learning_rate, options.options, "server's")
+def _memories(experiment: Experiment, state: RoundState, num_clients: int) -> dict[str, Any]:
+    """Returns what the server and the clients keep beside leaves, before the first round."""
+    if not experiment.optimizer.control_variates:
+        return {}
+    control = controls.at_zero(state.adapters)
+    return {"control": control, "memory": Memory(leaves.stack(control, num_clients))}
 
 
 def _sites_and_presence(
@@ -287,7 +282,13 @@ def _where_data_lies(
     part_only = settings.slots(1) < settings.num_clients
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
     by_slot = {"device": False, "host": True, "auto": part_only and nbytes > HOST_BYTES}
-    if not (by_slot[experiment.client_data] or jax.process_count() > 1):
+    remembers = experiment.optimizer.control_variates
+    if remembers and (experiment.client_data == "host" or jax.process_count() > 1):
+        raise InputError(
+            "Expected client_data = 'device' or 'auto' and one process with optimizer.control_variates: what "
+            "clients keep from round to round beside their leaves lies on the device."
+        )
+    if remembers or not (by_slot[experiment.client_data] or jax.process_count() > 1):
         return settings
     changes = part_only or settings.cohort_sampling == "poisson"
     return settings._replace(

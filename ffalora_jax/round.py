@@ -5,7 +5,6 @@ host is not in the loop; how many is a value, not a shape, so nothing compiles a
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,13 +15,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import monitor, rng
+from ffalora_jax import controls, monitor, rng
 from ffalora_jax.aggregation import ring, weighted_sum
-from ffalora_jax.client import ClientFacts, Frozen, Participant
+from ffalora_jax.client import ClientFacts, Frozen, Memory, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, RoundSettings, draw_cohort_of
 from ffalora_jax.mesh import kept_dealt, kept_whole, num_shards, over_devices
 from ffalora_jax.rng import Keys
 from ffalora_jax.server import Server
+from ffalora_jax.slots import fill_up, keep, of_those_there, over_clients
 from ffalora_jax.types import Adapters, Leaf, Tree
 from ffalora_jax.uploads import clip_factor, next_clip_factor, noise_factor, on_the_way
 
@@ -41,6 +41,10 @@ class RoundState:
     """State of the server's optimiser, phase by phase."""
     clip_factor: Leaf | None = None
     """Clip norm in units of the one that was set, where it adapts."""
+    control: Adapters | None = None
+    """The server's control variate, where there is one (``controls``)."""
+    memory: Memory = Memory()
+    """What the clients keep beside their leaves (client, ...)."""
 
 
 class ClientNumbers(NamedTuple):
@@ -110,24 +114,26 @@ def _make_phase(
 
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared
-        clients, mine, personal, is_real, weights, batches, here, around = apart
+        clients, mine, (personal, memory), is_real, weights, batches, here, around = apart
         data = here if by_slot else data
         count = is_real.shape[0]
         places = jnp.arange(count) if by_slot else clients
         start = leaves.merge(leaves.stack(active, count), personal)
-        everyone = Participant(clients, places, start, *mine, batches=batches)
+        everyone = Participant(clients, places, start, *mine, batches=batches, memory=memory)
         given = secret, round_index, frozen, data
-        ends, facts = over_clients(local_update, given, everyone, settings.chunk)
+        ends, remembered, facts = over_clients(local_update, given, everyone, settings.chunk)
         sent = leaves.select(ends, leaves.names(active))
         uploads = jax.vmap(method.upload, in_axes=(None, 0), axis_size=count)(active, sent)
+        if server.control_scale is not None:
+            change = jax.tree.map(jnp.subtract, remembered.control, memory.control)
+            uploads = controls.beside(uploads, change, server.control_scale)
         bound = clip_factor(frozen, round_index)
-        nothing = method.upload(active, active)
-        sent = secret, round_index, clients, uploads, nothing, bound, around
+        sent = secret, round_index, clients, uploads, server.nothing(active), bound, around
         uploads, norms = on_the_way(server, *sent)
         if norms is not None:
             facts = facts._replace(update_norm=norms)
         stays = leaves.select(ends, leaves.names(personal))
-        return (stays, uploads), facts, weighted_sum(uploads, is_real, weights)
+        return (stays, remembered, uploads), facts, weighted_sum(uploads, is_real, weights)
 
     def round_step(
         keys: Keys,
@@ -140,7 +146,7 @@ def _make_phase(
     ) -> tuple[RoundState, RoundInfo]:
         if cohort is None:
             cohort = draw_cohort_of(settings, keys, state.round_index)
-        filled, batches = _fill_up(cohort, batches, shards)
+        filled, batches = fill_up(cohort, batches, shards)
         filled = kept_whole(mesh, filled)
         clients, is_real = filled
 
@@ -150,9 +156,12 @@ def _make_phase(
         active = server.active(state.adapters, phase)
         held = leaves.without(state.adapters, leaves.names(active))
         frozen = frozen._replace(
-            adapters=leaves.merge(frozen.adapters, held), clip_factor=state.clip_factor
+            adapters=leaves.merge(frozen.adapters, held),
+            clip_factor=state.clip_factor,
+            control=controls.of(state.control, active),
         )
-        personal = of_slots(state.personal)
+        memory = state.memory._replace(control=controls.of(state.memory.control, active))
+        own = of_slots((state.personal, memory))
         mine = of_slots(numbers)
         mine = mine._replace(threshold=jnp.where(is_real, mine.threshold, jnp.uint32(0)))
         weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
@@ -163,22 +172,23 @@ def _make_phase(
         apart = (
             clients,
             mine,
-            personal,
+            own,
             is_real,
             weights,
             batches,
             data if by_slot else None,
             around,
         )
-        (ends, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
-        after, memory = server.step(
+        (*stays, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
+        after, optimizer_state, control = server.step(
             phase,
             state.adapters,
             state.server,
+            state.control,
             rng.stream(keys.secret, rng.Purpose.SERVER_NOISE, state.round_index),
             noise_factor(frozen, state.round_index),
             sums,
-            lambda nothing: _of_those_there(uploads, nothing, weights, filled),
+            lambda nothing: of_those_there(uploads, nothing, weights, filled),
         )
         change = jax.tree.map(jnp.subtract, after, state.adapters)
         info = RoundInfo(
@@ -192,9 +202,15 @@ def _make_phase(
             else None,
         )
         after = leaves.merge(after, server.redraw(keys.public, state.round_index + 1))
-        kept = _keep(state.personal, ends, filled, by_slot)
+        personal, memory = keep((state.personal, memory), tuple(stays), filled, by_slot)
+        if state.memory.control is not None:
+            whole = leaves.merge(state.memory.control, memory.control)
+            memory = memory._replace(control=whole)
         factor = next_clip_factor(server, keys.secret, state.round_index, frozen, facts, is_real)
-        return RoundState(after, kept, state.round_index + 1, memory, factor), info
+        after = RoundState(
+            after, personal, state.round_index + 1, optimizer_state, factor, control, memory
+        )
+        return after, info
 
     return round_step
 
@@ -205,33 +221,10 @@ def _watched(server: Server, phase: int, before, after, uploads, weights, cohort
     if server.mechanism is None:
         active = server.active(before, phase)
         nothing = server.method.upload(active, active)
-        there = _of_those_there(uploads, nothing, weights, cohort)
+        sent = leaves.select(uploads, leaves.names(nothing))
+        there = of_those_there(sent, nothing, weights, cohort)
         found |= monitor.of_clients(nothing, *there)
     return found
-
-
-def _fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort, Batch | None]:
-    """Adds empty slots until the devices share them evenly."""
-    missing = -cohort.clients.shape[0] % shards
-
-    def padded(leaf):
-        return jnp.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
-
-    return jax.tree.map(padded, (cohort, batches)) if missing else (cohort, batches)
-
-
-def over_clients(local_update: Callable, shared: tuple, participants: Participant, chunk: int):
-    """Runs ``chunk`` clients at once by ``jax.vmap``, the chunks one after another; same numbers.
-
-    A chunk of one runs without a batch axis: under ``vmap`` a ``switch`` computes all its branches.
-    """
-    one_client = partial(local_update, *shared)
-    if chunk == 1:
-        return jax.lax.map(one_client, participants)
-    count = participants.client.shape[0]
-    if chunk >= count:
-        return jax.vmap(one_client)(participants)
-    return jax.lax.map(one_client, participants, batch_size=chunk)
 
 
 def make_rounds(
@@ -264,33 +257,9 @@ def make_rounds(
             kept_whole(mesh, after.round_index),
             kept_whole(mesh, after.server),
             kept_whole(mesh, after.clip_factor),
+            kept_whole(mesh, after.control),
+            keep(mesh, after.memory),
         )
         return here, kept_whole(mesh, infos)
 
     return run_rounds
-
-
-def _of_those_there(uploads: Tree, nothing: Tree, weights: Array | None, cohort: Cohort):
-    """Returns (uploads, weights) in which a slot without a client changes nothing and weighs nothing."""
-
-    def masked(leaf, own):
-        return jnp.where(_along(cohort.is_real, leaf), leaf, own[None])
-
-    ones = jnp.ones(cohort.clients.shape[0]) if weights is None else weights
-    return jax.tree.map(masked, uploads, nothing), jnp.where(cohort.is_real, ones, 0.0)
-
-
-def _keep(personal: Tree, ends: Adapters, cohort: Cohort, by_slot: bool) -> Tree:
-    """Writes the cohort's personal leaves back; empty slots write nowhere."""
-    if by_slot:
-        return jax.tree.map(
-            lambda old, new: jnp.where(_along(cohort.is_real, old), new, old), personal, ends
-        )
-    count = next((leaf.shape[0] for leaf in jax.tree.leaves(personal)), 0)
-    places = jnp.where(cohort.is_real, cohort.clients, count)
-    return jax.tree.map(lambda all_, new: all_.at[places].set(new, mode="drop"), personal, ends)
-
-
-def _along(mask: Array, leaf: Array) -> Array:
-    """Returns a mask over the slots in the shape that meets a leaf (slot, ...)."""
-    return mask.reshape(-1, *(1,) * (leaf.ndim - 1))

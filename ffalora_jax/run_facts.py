@@ -248,7 +248,8 @@ def message_bytes(run: Prepared, round_index: int = 0):
     rank = run.numbers.rank
     ranks = None if rank is None else np.asarray(rank)
     facts = run.method, run.state.adapters, run.settings.slots(1), round_index, ranks
-    return bytes_of(*facts, run.server.compression)
+    controls = run.experiment.optimizer.control_variates
+    return bytes_of(*facts, run.server.compression, controls)
 
 
 def _release_note(unit: str | None, given_noise_seed: bool) -> str:

@@ -12,10 +12,13 @@ import optax
 from jaxtyping import Array
 
 from ffalora_jax import adapters as leaves
+from ffalora_jax import controls
 from ffalora_jax.aggregation import Sums, mean_upload
-from ffalora_jax.compression import Compression
+from ffalora_jax.client import make_optimizer
+from ffalora_jax.compression import Compression, compression_of
+from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
-from ffalora_jax.mechanisms import Mechanism
+from ffalora_jax.mechanisms import Mechanism, Plan
 from ffalora_jax.methods import Method
 from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 
@@ -42,6 +45,10 @@ class Server(NamedTuple):
     """As it was set, in a mechanism that noises the sum."""
     clients: int = 1
     """Expected number in a round, by which such a mechanism divides."""
+    population: int = 1
+    """Number of all clients."""
+    control_scale: float | None = None
+    """What changes of control variates are multiplied with on the wire; None: without (``controls``)."""
 
     def check(self, name: str) -> None:
         """Refuses an optimiser beside a method that reads more than the mean.
@@ -59,6 +66,8 @@ class Server(NamedTuple):
                 f"Expected compression = 'none' with method.name {name!r}, whose messages go another way "
                 "than its computation: take ffa_lora, fedavg_lora, rolora, ..."
             )
+        if self.control_scale is not None:
+            self._check_controls(name)
         if self.mechanism is None:
             return
         if self.compression is not None:
@@ -79,6 +88,27 @@ class Server(NamedTuple):
                 "--privacy.mechanism dp_sgd."
             )
 
+    def _check_controls(self, name: str) -> None:
+        method, why = self.method, ""
+        if method.reads_uploads or method.is_baseline:
+            why = "does not go on from the mean of what its clients send"
+        elif method.kept or method.redrawn or method.wire is not None:
+            why = "has the server change what the clients' gradients belong to"
+        elif self.mechanism is not None and self.mechanism.sums_integers:
+            why = "would keep controls with a share of the noise alone under dp_sgd_secagg"
+        if why:
+            raise InputError(
+                f"Expected optimizer.control_variates = false: method.name {name!r} {why}. Take ffa_lora, "
+                "fedavg_lora, rolora, ... with dp_sgd, dp_fedavg or none."
+            )
+
+    def nothing(self, active: Adapters) -> Adapters:
+        """Returns what a client sends that moved nothing."""
+        upload = self.method.upload(active, active)
+        if self.control_scale is None:
+            return upload
+        return controls.beside(upload, controls.at_zero(active), self.control_scale)
+
     def active(self, adapters: Adapters, phase: int) -> Adapters:
         """Returns the server's leaves that a phase trains."""
         return leaves.select(adapters, self.method.parts[phase] | set(HEAD_LEAVES))
@@ -95,37 +125,97 @@ class Server(NamedTuple):
         phase: int,
         adapters: Adapters,
         memory: Tree,
+        control: Adapters | None,
         key: Array,
         noise_factor: tuple[float | Array, float | Array],
         sums: Sums,
         uploads: Callable[[Adapters], tuple[Tree, Array]],
-    ) -> tuple[Adapters, Tree]:
-        """Returns the server's leaves and its optimiser's state after a round.
+    ) -> tuple[Adapters, Tree, Adapters | None]:
+        """Returns the server's leaves, its optimiser's state and its control variate after a round.
 
         Args:
             phase: of the round.
             adapters: all its leaves before.
             memory: the optimiser's state before.
+            control: before; None: without.
             key: of this round's noise, for a mechanism that adds it here.
             noise_factor: of the noise multiplier, and of the clip norm.
             sums: over the clients.
             uploads: (what an empty slot sends) -> (stacked uploads, weights), for methods that read them.
         """
         active = self.active(adapters, phase)
-        nothing = self.method.upload(active, active)
-        mean = self._mean(key, noise_factor, sums, nothing)
+        nothing, whole = self.method.upload(active, active), self.nothing(active)
+        mean = self._mean(key, noise_factor, sums, whole)
+        if self.control_scale is not None:
+            assert control is not None
+            mean, moved = controls.apart(mean, self.control_scale)
+            share = (self.clients if self._noises_sum else sums.weight) / self.population
+            now = leaves.select(control, leaves.names(moved))
+            now = jax.tree.map(lambda c, change: c + share * change, now, moved)
+            control = leaves.merge(control, now)
         if self.optimizer is not None:
             gradient = jax.tree.map(jnp.subtract, nothing, mean)
             change, mine = self.optimizer.update(gradient, memory[phase], nothing)
             mean = jax.tree.map(jnp.add, nothing, change)
             memory = (*memory[:phase], mine, *memory[phase + 1 :])
-        return self.method.read(adapters, mean, *uploads(nothing)), memory
+        return self.method.read(adapters, mean, *uploads(whole)), memory, control
+
+    @property
+    def _noises_sum(self) -> bool:
+        return self.mechanism is not None and self.mechanism.private_total is not None
 
     def _mean(self, key: Array, noise_factor: tuple, sums: Sums, nothing: Tree) -> Tree:
         """Returns the mean upload: of what came, or what the mechanism makes of the sum of what moved."""
-        if self.mechanism is None or self.mechanism.private_total is None:
+        if not self._noises_sum:
             return mean_upload(sums, fallback=nothing)
+        assert self.mechanism is not None
+        assert self.mechanism.private_total is not None
         multiplier, clip = noise_factor
         noise = self.mechanism.beside_count(self.noise_multiplier * multiplier) * clip
         moved = self.mechanism.private_total(key, sums.weighted, noise, self.clients)
         return jax.tree.map(jnp.add, nothing, moved)
+
+
+def make_server(
+    experiment: Experiment,
+    method: Method,
+    mechanism: Mechanism,
+    plan: Plan,
+    cohort_size: int,
+    redraw: Callable[[Array, Array], Adapters] = _nothing,
+) -> Server:
+    """Returns the experiment's server.
+
+    Args:
+        experiment: says what it makes of the mean.
+        method: its rule.
+        mechanism: of the run; one that adds its noise here is the server's too.
+        plan: how much noise, over how many clients.
+        cohort_size: clients expected in a round.
+        redraw: see ``Server``.
+
+    Raises:
+        InputError: parts that do not go together.
+    """
+    options, local, optimizer = experiment.server, experiment.optimizer, None
+    if options.optimizer != "average":
+        given = options.optimizer, options.learning_rate, options.options
+        optimizer = make_optimizer(*given, "server's")
+    server = Server(method, optimizer, redraw, population=len(plan.clients))
+    server = server._replace(compression=compression_of(experiment.compression))
+    if local.control_variates:
+        server = server._replace(control_scale=local.learning_rate * experiment.local_steps)
+        if experiment.weighted:
+            raise InputError(
+                "Expected weighted = false with optimizer.control_variates: the server's control is "
+                "the plain mean over all clients, whoever comes."
+            )
+    if mechanism.hides_uploads:
+        server = server._replace(
+            mechanism=mechanism,
+            noise_multiplier=plan.clients[0].noise_multiplier,
+            clip_norm=experiment.privacy.clip_norm,
+            clients=cohort_size,
+        )
+    server.check(experiment.method.name)
+    return server

@@ -92,10 +92,13 @@ def local_update(
     learning_rate,
     parts=(None,),
     smooth=lambda where, leaf: leaf,
+    correction=None,
+    seen=None,
 ):
     """Trains one client with SGD; ``batches`` is a list of lists of example rows. Returns its leaves.
 
-    ``parts``: names of the leaves that a step trains, in turn; ``smooth`` turns a step's private gradients.
+    ``parts``: names of the leaves that a step trains, in turn; ``smooth`` turns a step's private gradients;
+    ``correction`` is added to them, and ``seen``, a list, gets them as they were.
     """
     whole, outer = dict(start), frozen
     for step, rows in enumerate(batches):
@@ -124,8 +127,12 @@ def local_update(
             base = rng.stream(secret, rng.Purpose.NOISE, round_index, client, step)
             added = noise(base, leaves, noise_multiplier * clip_norm)
             total = {place: total[place] + added[place] for place in total}
+        gradient = {place: smooth(place, total[place] / expected) for place in leaves}
+        if seen is not None:
+            seen.append(gradient)
+        moved = correction or {}
         whole |= {
-            place: leaf - learning_rate * smooth(place, total[place] / expected)
+            place: leaf - learning_rate * (gradient[place] + moved.get(place, 0.0))
             for place, leaf in leaves.items()
         }
     return whole

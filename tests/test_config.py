@@ -38,7 +38,7 @@ UNUSUAL = Experiment(
         rank_pattern={r".*\.value": 4.0},
         dropout=0.1,
     ),
-    optimizer=OptimizerConfig(name="adam", options={"b1": 0.8, "eps": 1e-6}),
+    optimizer=OptimizerConfig(name="adam", options={"b1": 0.8, "eps": 1e-6}, control_variates=True),
     privacy=PrivacyConfig(noise_multiplier=0.7, delta=1e-7, capacity=40),
 )
 

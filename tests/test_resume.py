@@ -81,6 +81,7 @@ def test_every_kind_of_state_survives_a_stop(tmp_path):
         "rounds": 4,
         "server.optimizer": "adam",
         "server.learning_rate": 0.01,
+        "optimizer.control_variates": True,
     }
     at_once = ffa.simulate(tiny(**changes), out=tmp_path / "whole")
     with pytest.raises(loop.Interrupted):
