@@ -45,6 +45,8 @@ class Memory(NamedTuple):
 
     control: Adapters | None = None
     """Its own control variate: the mean of its private gradients in the last round that it was in."""
+    noise: Tree | None = None
+    """Its last noise, where later noise depends on it (``mechanisms.Correlated``)."""
 
 
 class Participant(NamedTuple):
@@ -96,6 +98,7 @@ def make_local_update(
     """
     parts = method.local_parts or (None,)
     adapt = mechanism.adapt if mechanism.private_update is None else None
+    correlated = mechanism.correlated
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
         begin = _within(me.start, me.rank)
@@ -116,15 +119,18 @@ def make_local_update(
 
         def advance(number, carry, index, batch):
             """One step on the leaves of a part; the others are as if frozen."""
-            everything, states, factor, sums = carry
+            everything, states, factor, sums, past = carry
             now = _in_effect(frozen, mechanism, me, round_index, factor)
             trained, held = _split(everything, parts[number])
             total, facts = clipped(
                 trained, leaves.merge(frozen.adapters, held), batch, index, now.clip_norm
             )
             key = rng.stream(noise_key, rng.Purpose.NOISE, round_index, me.client, index)
-            gradient = method.filtered(mechanism.private_grad(key, total, now.noise_multiplier))
-            gradient = _within(gradient, me.rank)
+            if correlated is None:
+                gradient = mechanism.private_grad(key, total, now.noise_multiplier)
+            else:
+                gradient, past = correlated.private_grad(key, total, now.noise_multiplier, past)
+            gradient = _within(method.filtered(gradient), me.rank)
             if frozen.control is not None and me.memory.control is not None:
                 sums = controls.added(sums, gradient)
                 gradient = controls.corrected(gradient, frozen.control, me.memory.control)
@@ -140,7 +146,7 @@ def make_local_update(
             if adapt is not None:
                 key = rng.stream(noise_key, rng.Purpose.COUNT_NOISE, round_index, me.client, index)
                 factor = adapt(key, factor, centred(facts))
-            after = after, (*states[:number], mine, *states[number + 1 :]), factor, sums
+            after = after, (*states[:number], mine, *states[number + 1 :]), factor, sums, past
             if me.local_steps is not None:  # what is left out changes nothing, and drew nothing
                 after = jax.tree.map(partial(jnp.where, index < me.local_steps), after, carry)
             return after, facts
@@ -164,17 +170,17 @@ def make_local_update(
                 local_steps,
                 capacity,
                 me.local_steps,
+                1 if correlated is None else correlated.bands,
             )
         states = tuple(optimizer.init(_split(begin, part)[0]) for part in parts)
         sums = controls.at_zero(frozen.control or {})
-        carry = begin, states, frozen.clip_factor, sums
-        (end, _, factor, sums), facts = jax.lax.scan(
-            step, carry, (jnp.arange(local_steps), batches)
-        )
-        memory = me.memory
+        carry = begin, states, frozen.clip_factor, sums, me.memory.noise
+        carry, facts = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
+        end, _, factor, sums, past = carry
+        memory = Memory(noise=past)
         if frozen.control is not None:
             steps = local_steps if me.local_steps is None else me.local_steps
-            memory = Memory(controls.mean(sums, steps, parts))
+            memory = memory._replace(control=controls.mean(sums, steps, parts))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
         facts = ClientFacts(
             jax.tree.map(jnp.sum, facts), update_norm, None if adapt is None else factor

@@ -204,15 +204,20 @@ def draw_batch(
     size: Int[Array, ""],
     limit: UInt32[Array, ""],
     capacity: int,
+    group: tuple[Array, int] | None = None,
 ) -> Batch:
     """Draws a client's examples for one step.
 
     Guarantee: every one of the first ``size`` members is included independently with probability
     limit / 2^32 (``threshold``); of more than ``capacity`` included ones a uniformly random subset of that
-    size remains, since the slots are filled in the order of the same random words.
+    size remains, since the slots are filled in the order of the same random words. With ``group`` (i, b) that
+    holds for the members whose place is i modulo b, and no other is drawn.
     """
     words = jax.random.bits(key, members.shape, "uint32")
-    included = (words < limit) & (jnp.arange(members.shape[0]) < size)
+    place = jnp.arange(members.shape[0])
+    included = (words < limit) & (place < size)
+    if group is not None:
+        included &= place % group[1] == group[0]
     last = jnp.uint32(2**32 - 1)  # above every included word, since words < limit <= last
     slots = jnp.argsort(jnp.where(included, words, last))[: min(capacity, members.shape[0])]
     return Batch(members[slots], included[slots])
@@ -228,10 +233,12 @@ def draw_local_batches(
     local_steps: int,
     capacity: int,
     own_steps=None,
+    bands: int = 1,
 ) -> Batch:
     """Draws all steps of one client in one round: leaves (step, slot).
 
-    ``place``: its row of members; ``own_steps``: after so many of its own it draws nothing; None: all.
+    ``place``: its row of members; ``own_steps``: after so many of its own it draws nothing; None: all;
+    ``bands``: groups of its members that take turns over all steps of the run.
     """
 
     def one(step):
@@ -241,6 +248,7 @@ def draw_local_batches(
             data.sizes[place],
             limit if own_steps is None else jnp.where(step < own_steps, limit, jnp.uint32(0)),
             capacity,
+            None if bands == 1 else ((round_index * local_steps + step) % bands, bands),
         )
 
     return jax.lax.map(one, jnp.arange(local_steps))

@@ -213,6 +213,12 @@ class PrivacyConfig:
     honest_share: Annotated[
         float, Doc("dp_sgd_secagg: share of a round's clients that is sure to add its noise")
     ] = 0.5
+    bands: Annotated[
+        int,
+        Doc(
+            "dp_sgd_banded: steps between two draws of an example, and over which noise is correlated"
+        ),
+    ] = 4
     accountant: Annotated[
         str, Doc("pld; rdp does not know capped draws, only `privacy` has it")
     ] = "pld"
@@ -228,6 +234,7 @@ class PrivacyConfig:
                 "privacy.delta": self.delta,
                 "privacy.clip_norm": self.clip_norm,
                 "privacy.capacity": self.capacity,
+                "privacy.bands": self.bands,
                 "privacy.count_noise": self.count_noise,
                 "privacy.clip_learning_rate": self.clip_learning_rate,
             }

@@ -11,9 +11,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ffalora_jax.cohort import ClientData, Cohort, Prefix, RoundSettings
+from ffalora_jax.config import Experiment
+from ffalora_jax.errors import InputError
 from ffalora_jax.mesh import dealt, gathered, my_shards, num_shards
 from ffalora_jax.round import ClientNumbers
 from ffalora_jax.types import Tree
+
+HOST_BYTES = 2**30
+"""Of training examples, above which only those of a round's clients are moved to the device."""
 
 
 class Hand(NamedTuple):
@@ -109,3 +114,30 @@ class Dealer:
         hidden[: len(token)] = whole.hidden[token]
         parts = [starts.astype(np.int32), (ends - starts).astype(np.int32), whole.places]
         return Prefix(hidden, *parts)
+
+
+def where_data_lies(
+    experiment: Experiment, settings: RoundSettings, data: ClientData, remembers: bool
+) -> RoundSettings:
+    """Says whether a round's clients are dealt from the host: then a call is one round, if they change.
+
+    ``remembers``: whether clients keep more than leaves from round to round; that stays on the device.
+
+    Raises:
+        InputError: they do, and the data is to be dealt.
+    """
+    part_only = settings.slots(1) < settings.num_clients
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
+    by_slot = {"device": False, "host": True, "auto": part_only and nbytes > HOST_BYTES}
+    if remembers and (experiment.client_data == "host" or jax.process_count() > 1):
+        raise InputError(
+            "Expected client_data = 'device' or 'auto' and one process where clients keep "
+            "more than leaves from round to round (optimizer.control_variates, dp_sgd_banded): that lies "
+            "on the device."
+        )
+    if remembers or not (by_slot[experiment.client_data] or jax.process_count() > 1):
+        return settings
+    changes = part_only or settings.cohort_sampling == "poisson"
+    return settings._replace(
+        by_slot=True, rounds_per_call=1 if changes else settings.rounds_per_call
+    )

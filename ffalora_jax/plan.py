@@ -14,6 +14,7 @@ import numpy as np
 from ffalora_jax import adapters as leaves
 from ffalora_jax import flops, rng
 from ffalora_jax.chunking import GIB, Choice, bytes_per_client, choose
+from ffalora_jax.deal import HOST_BYTES
 from ffalora_jax.devices import Device, device_of
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
@@ -21,7 +22,7 @@ from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.memory import free_bytes
 from ffalora_jax.mesh import num_shards
 from ffalora_jax.packing import FILLED
-from ffalora_jax.prepare import HOST_BYTES, Prepared
+from ffalora_jax.prepare import Prepared
 from ffalora_jax.rng import Keys
 from ffalora_jax.run_facts import message_bytes
 

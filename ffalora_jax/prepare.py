@@ -24,7 +24,7 @@ from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, Presence, RoundSettings, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
-from ffalora_jax.errors import InputError
+from ffalora_jax.deal import where_data_lies
 from ffalora_jax.freezing import method_of
 from ffalora_jax.initial import initial_state, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
@@ -43,9 +43,6 @@ from ffalora_jax.schedules import rates_of
 from ffalora_jax.server import Server, make_server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
-
-HOST_BYTES = 2**30
-"""Of training examples, above which only those of a round's clients are moved to the device."""
 
 
 class Prepared(NamedTuple):
@@ -168,7 +165,8 @@ def prepare(
         presence=presence,
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))
-    settings = _where_data_lies(experiment, settings, whole)
+    remembers = experiment.optimizer.control_variates or mechanism.correlated is not None
+    settings = where_data_lies(experiment, settings, whole, remembers)
     frozen = Frozen(backbone_on(mesh, frozen.backbone), *replicated(mesh, (frozen.adapters, rates)))
     slots = settings.slots(num_shards(mesh)) // num_shards(mesh)
     client_bytes = partial(_client_bytes, injected, task, frozen, state, encoded)
@@ -199,7 +197,7 @@ def prepare(
         round_index=replicated(mesh, state.round_index),
         server=replicated(mesh, server.begin(state.adapters)),
         clip_factor=None if mechanism.adapt is None else replicated(mesh, jnp.float32(1)),
-        **replicated(mesh, _memories(experiment, state, len(rows))),
+        **replicated(mesh, _memories(experiment, mechanism, state, len(rows))),
     )
     if settings.by_slot:
         personal = jax.tree.map(np.array, state.personal)
@@ -235,12 +233,19 @@ def prepare(
     )
 
 
-def _memories(experiment: Experiment, state: RoundState, num_clients: int) -> dict[str, Any]:
+def _memories(
+    experiment: Experiment, mechanism: Mechanism, state: RoundState, num_clients: int
+) -> dict[str, Any]:
     """Returns what the server and the clients keep beside leaves, before the first round."""
-    if not experiment.optimizer.control_variates:
-        return {}
-    control = controls.at_zero(state.adapters)
-    return {"control": control, "memory": Memory(leaves.stack(control, num_clients))}
+    common, own, noise = None, None, None
+    if experiment.optimizer.control_variates:
+        common = controls.at_zero(state.adapters)
+        own = leaves.stack(common, num_clients)
+    if mechanism.correlated is not None:
+        mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
+        begun = mechanism.correlated.begin(leaves.merge(state.adapters, mine))
+        noise = leaves.stack(begun, num_clients)
+    return {"control": common, "memory": Memory(own, noise)}
 
 
 def _sites_and_presence(
@@ -273,24 +278,3 @@ def _client_bytes(
     mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
     trained = leaves.merge(state.adapters, mine)
     return bytes_per_client(model, task, frozen, trained, encoded, examples)
-
-
-def _where_data_lies(
-    experiment: Experiment, settings: RoundSettings, data: ClientData
-) -> RoundSettings:
-    """Says whether a round's clients are dealt from the host: then a call is one round, if they change."""
-    part_only = settings.slots(1) < settings.num_clients
-    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
-    by_slot = {"device": False, "host": True, "auto": part_only and nbytes > HOST_BYTES}
-    remembers = experiment.optimizer.control_variates
-    if remembers and (experiment.client_data == "host" or jax.process_count() > 1):
-        raise InputError(
-            "Expected client_data = 'device' or 'auto' and one process with optimizer.control_variates: what "
-            "clients keep from round to round beside their leaves lies on the device."
-        )
-    if remembers or not (by_slot[experiment.client_data] or jax.process_count() > 1):
-        return settings
-    changes = part_only or settings.cohort_sampling == "poisson"
-    return settings._replace(
-        by_slot=True, rounds_per_call=1 if changes else settings.rounds_per_call
-    )

@@ -210,6 +210,12 @@ def make_server(
                 "Expected weighted = false with optimizer.control_variates: the server's control is "
                 "the plain mean over all clients, whoever comes."
             )
+    if mechanism.correlated is not None and (method.phases or method.local_parts):
+        raise InputError(
+            f"method.name {experiment.method.name!r} does not train all its leaves in every step, and noise "
+            f"that runs on from step to step ({experiment.privacy.mechanism}) needs that: take ffa_lora, "
+            "fedavg_lora, ... without a schedule of what is frozen, or --privacy.mechanism dp_sgd."
+        )
     if mechanism.hides_uploads:
         server = server._replace(
             mechanism=mechanism,

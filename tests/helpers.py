@@ -106,6 +106,7 @@ def drawn_rows(run: Prepared, round_index: int, client: int) -> list[list[int]]:
         run.numbers.threshold[client],
         run.experiment.local_steps,
         run.plan.capacity,
+        bands=1 if run.mechanism.correlated is None else run.mechanism.correlated.bands,
     )
     return [
         [int(row) for row, real in zip(rows, is_real, strict=True) if real]

@@ -20,6 +20,8 @@ class Schedule(NamedTuple):
     """Factor on the noise multiplier by round; the last one stays."""
     client_steps: tuple[int, ...] | None = None
     """Local steps of each client, where they differ."""
+    bands: int = 1
+    """An example may be drawn in one of so many steps, and pays for that one."""
 
     @property
     def steps(self) -> int:
@@ -32,6 +34,8 @@ class Schedule(NamedTuple):
 
     def sums(self, rounds: int, a_round: int) -> Steps:
         """Returns the noised sums of so many rounds, ``a_round`` in each, as accounting takes them."""
+        if self.bands > 1:
+            return ((self.noise[0], -(-rounds * a_round // self.bands)),)
         if len(set(self.noise)) == 1:
             return ((self.noise[0], rounds * a_round),)
         count = len(self.noise)
@@ -89,6 +93,17 @@ class Plan(NamedTuple):
         return max(self.spent(alike[0], rounds) for alike in self.kinds.values())
 
 
+class Correlated(NamedTuple):
+    """Noise at clients that depends on that of earlier steps."""
+
+    bands: int
+    """Step t of the run draws from the examples whose place is t modulo so many."""
+    begin: Callable
+    """(a client's trained leaves) -> what it remembers of its noise before the first step."""
+    private_grad: Callable
+    """(key, summed gradients, noise multiplier, what it remembers) -> (gradient, what it remembers)."""
+
+
 class Mechanism(NamedTuple):
     """Pure functions that every private or non-private run calls in the same places."""
 
@@ -116,6 +131,9 @@ class Mechanism(NamedTuple):
     """Noise multiplier of the plan -> what is left of it for the sum, where a count is paid for too."""
     sums_integers: bool = False
     """Whether ``private_update`` gives integers (uint32), of which the server sees the sum modulo 2^32."""
+
+    correlated: Correlated | None = None
+    """Stands in for ``private_grad`` where the noise of steps depends on each other."""
 
     @property
     def hides_uploads(self) -> bool:

@@ -18,7 +18,7 @@ MOST_GROUPS = 8
 
 
 def example_plan(
-    settings: PrivacyConfig, expected: int, capacity: int, common: bool = False
+    settings: PrivacyConfig, expected: int, capacity: int, common: bool = False, bands: int = 1
 ) -> Callable[..., Plan]:
     """Returns ``Mechanism.plan`` of noised sums over Poisson draws of examples.
 
@@ -27,10 +27,15 @@ def example_plan(
         expected: batch size.
         capacity: most examples of a draw.
         common: one noise for all clients, the largest that any of them needs.
+        bands: groups of a client's examples, from one of which a step draws, in turn.
     """
 
     def plan(sizes, schedule, multipliers=None):
-        draws = [accounting.sampling(size, expected, capacity) for size in sizes]
+        if bands > 1:
+            _check_groups(min(sizes), expected, bands)
+            schedule = schedule._replace(bands=bands)
+        groups = [-(-size // bands) for size in sizes]  # the largest of them
+        draws = [accounting.sampling(group, expected, capacity) for group in groups]
         warnings = [accounting.check_delta(settings.delta, size) for size in set(sizes)]
         if len(set(draws)) > MOST_GROUPS and capacity < accounting.default_capacity(expected):
             raise InputError(
@@ -85,6 +90,14 @@ def example_plan(
         )
 
     return plan
+
+
+def _check_groups(smallest: int, expected: int, bands: int) -> None:
+    if smallest < bands * expected:
+        raise InputError(
+            f"Expected at least privacy.bands x batch_size = {bands} x {expected} examples at every client, "
+            f"got {smallest}: each of the {bands} groups has to fill a batch. Lower one of them."
+        )
 
 
 def example_level(experiment: Experiment) -> Mechanism:

@@ -23,7 +23,8 @@ def built(name):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_a_plan_has_an_entry_a_client_out_of_the_same_numbers(name):
     plan = built(name).plan([40, 80], Schedule(3, 2, 4), None)
-    assert [client.sampling.probability for client in plan.clients] == [4 / 40, 4 / 80]
+    draws = [client.sampling for client in plan.clients]
+    assert [draw.probability * draw.num_examples for draw in draws] == [4, 4]
     assert plan.capacity >= 4
     assert len(plan.epsilons(0, 3)) == 4
     assert (plan.unit is None) == (plan.clients[0].event is None)
