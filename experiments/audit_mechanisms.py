@@ -23,19 +23,24 @@ from ffalora_jax import audit, clipping
 from ffalora_jax.config import Experiment
 from ffalora_jax.prepare import Prepared, prepare
 
-CANARIES, EPSILON = 1000, 2.0
+CANARIES, EPSILON, BANDS = 1000, 2.0, 4
 
 
 def example_level(mechanism: str = "dp_sgd") -> Prepared:
-    """One client with about 1,100 training texts, nearly all of which are in the only draw."""
+    """One client with about 1,100 training texts, nearly all of which are in the only draw.
+
+    Where examples take turns: in the only draw of their group, one group a step.
+    """
+    steps = BANDS if mechanism == "dp_sgd_banded" else 1
     changes: dict[str, Any] = {
+        "privacy.bands": BANDS,
         "data.name": "synthetic",
         "data.max_examples": 1600,
         "partition.name": "iid",
         "partition.num_clients": 1,
         "privacy.mechanism": mechanism,
     }
-    return _prepared(Experiment(rounds=1, local_steps=1, batch_size=1080), changes)
+    return _prepared(Experiment(rounds=1, local_steps=steps, batch_size=1080 // steps), changes)
 
 
 def client_level(mechanism: str = "dp_fedavg") -> Prepared:
@@ -78,6 +83,16 @@ def noise_of_the_mean(run: Prepared) -> Prepared:
         return right(key, total, noise_multiplier / expected)
 
     return run._replace(mechanism=run.mechanism._replace(private_grad=private_grad))
+
+
+def all_in_every_step(run: Prepared) -> Prepared:
+    """Correlated noise with the plan's bill, and draws that forget whose turn it is."""
+    assert run.mechanism.correlated is not None
+    wrong = run.mechanism.correlated._replace(bands=1)
+    return run._replace(
+        mechanism=run.mechanism._replace(correlated=wrong),
+        plan=run.plan._replace(capacity=4 * run.plan.capacity),
+    )
 
 
 def clipped_after_averaging(run: Prepared) -> Prepared:
@@ -148,12 +163,15 @@ def all_judged() -> dict[str, audit.Audit]:
     found = {"dp_sgd": judged(examples), "dp_fedavg": judged(clients)}
     for name in ("dp_sgd_adaptive", "dp_sgd_secagg"):
         found[name] = judged(example_level(name))
+    banded = example_level("dp_sgd_banded")
+    found["dp_sgd_banded, four steps"] = judged(banded)
     found["dp_fedavg_adaptive"] = judged(client_level("dp_fedavg_adaptive"))
     found["noise forgotten"] = judged(without_noise(examples))
     found["noise of the mean, on the sum"] = judged(noise_of_the_mean(examples))
     found["clipped after averaging"] = judged(clipped_after_averaging(examples))
     with clipped_per_tensor():
         found["clipped tensor by tensor"] = judged(examples)
+    found["dp_sgd_banded, every example in every step"] = judged(all_in_every_step(banded))
     found["dp_fedavg, uploads not clipped"] = judged(unbounded_uploads(clients))
     return found
 

@@ -82,9 +82,9 @@ class Prepared(NamedTuple):
         """Names of the clients that train (one where the data is pooled)."""
         return ("everyone",) if self.method.pooled else self.owners.names
 
-    def round_step(self):
-        """Returns the pure function of one round."""
-        local_update = make_local_update(
+    def local_update(self):
+        """Returns the pure function of one client's part of a round."""
+        return make_local_update(
             self.model,
             self.task,
             self.mechanism,
@@ -96,7 +96,10 @@ class Prepared(NamedTuple):
             self.packing,
             self.experiment.optimizer.proximal,
         )
-        return make_round(local_update, self.server, self.settings, self.mesh)
+
+    def round_step(self):
+        """Returns the pure function of one round."""
+        return make_round(self.local_update(), self.server, self.settings, self.mesh)
 
     def rounds(self):
         """Returns the jitted function of several rounds."""
