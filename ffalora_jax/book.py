@@ -22,6 +22,9 @@ FINAL_FIELDS = (
 )
 """What only the last line of metrics.jsonl has."""
 
+UNNOISED_FIELDS = ("loss", "clipped_share", "gradient_norm", "drawn", "broken")
+"""What ``monitor.private`` leaves out."""
+
 
 class Book:
     """Keeps count of participations and bytes; on a run that goes on, drops what was not saved."""
@@ -57,15 +60,13 @@ class Book:
             slots = np.flatnonzero(there)
             slots = slots[np.argsort(infos.clients[index][slots])]
             took_part = np.asarray(infos.clients[index][slots])
-            clip = jax.tree.map(lambda leaf: float(leaf[index][there].sum()), infos.facts.clip)  # noqa: B023
-            drawn, whole = clip.num_real, clip.num_real - clip.num_broken
             up, down = message_bytes(self.run, done + index)
             sent, received = self.traffic.add(took_part, up, down)
             found.append(
                 {
                     "round_index": done + index,
                     "accuracy": None,
-                    "loss": clip.loss_sum / whole if whole else None,
+                    **self._unnoised(infos, index, slots, done + index),
                     "epsilon": self.epsilons[done + index + 1],
                     "bytes_up": sent,
                     "bytes_down": received,
@@ -74,20 +75,32 @@ class Book:
                     "participants": took_part.tolist(),
                     "update_norm": float(infos.update_norm[index]),
                     "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
-                    "clipped_share": self._clipped(
-                        np.asarray(infos.facts.update_norm[index][slots]),
-                        self._bound(infos, index, done + index),
-                    )
-                    if self.run.plan.unit == "client"
-                    else (clip.num_clipped / drawn if drawn else None),
                     **self._clip_norm(infos, index),
                     **_watched(infos, index),
-                    "gradient_norm": clip.norm_sum / whole if whole else None,
-                    "drawn": int(clip.num_real),
-                    "broken": int(clip.num_broken),
                 }
             )
         return found
+
+    def _unnoised(
+        self, infos: RoundInfo, index: int, slots: np.ndarray, round_index: int
+    ) -> dict[str, Any]:
+        """Figures that look at training data without noise; all None where they are to be left out."""
+        if self.run.experiment.monitor.private:
+            return dict.fromkeys(UNNOISED_FIELDS)
+        clip = jax.tree.map(lambda leaf: float(leaf[index][slots].sum()), infos.facts.clip)
+        drawn, whole = clip.num_real, clip.num_real - clip.num_broken
+        share = clip.num_clipped / drawn if drawn else None
+        if self.run.plan.unit == "client":
+            norms = np.asarray(infos.facts.update_norm[index][slots])
+            share = self._clipped(norms, self._bound(infos, index, round_index))
+        return {
+            "loss": clip.loss_sum / whole if whole else None,
+            "clipped_share": share,
+            "gradient_norm": clip.norm_sum / whole if whole else None,
+            "drawn": int(clip.num_real),
+            "broken": int(clip.num_broken),
+            **_signal_to_noise(infos, index, slots),
+        }
 
     def _clip_norm(self, infos: RoundInfo, index: int) -> dict[str, float]:
         """The round's clip norm, where it adapts."""
@@ -137,6 +150,17 @@ class Book:
             "privacy.json", privacy(self.run, done, self.planned, self.given_seed, self.warnings())
         )
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
+
+
+def _signal_to_noise(infos: RoundInfo, index: int, slots: np.ndarray) -> dict[str, Any]:
+    """Norm of a step's clipped sum over that of its noise, layer by layer, where it is watched."""
+    if infos.facts.heard is None:
+        return {}
+    ratios = {}
+    for layer, both in infos.facts.heard.items():
+        signal, noise = (float(np.sum(leaf[index][slots])) for leaf in both)
+        ratios[layer] = (signal / noise) ** 0.5 if noise > 0 else None
+    return {"signal_to_noise": ratios}
 
 
 def _watched(infos: RoundInfo, index: int) -> dict[str, float]:

@@ -76,6 +76,8 @@ class ClientFacts(NamedTuple):
     """L2 norm of what the round changed at the client; private, since computed from noised steps."""
     clip_factor: Float[Array, ""] | None = None
     """What its clip norm came to, where it adapts here."""
+    heard: dict[str, tuple[Array, Array]] | None = None
+    """By layer: squared norm of the clipped sums and expected one of their noise, where that is watched."""
 
 
 def make_local_update(
@@ -89,6 +91,7 @@ def make_local_update(
     blocks: Blocks,
     packing: Packing | None = None,
     proximal: float = 0.0,
+    watch: bool = False,
 ) -> Callable:
     """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, Memory, ClientFacts)``.
 
@@ -98,7 +101,8 @@ def make_local_update(
     """
     parts = method.local_parts or (None,)
     adapt = mechanism.adapt if mechanism.private_update is None else None
-    correlated = mechanism.correlated
+    correlated, bound = mechanism.correlated, mechanism.clip_norm
+    watch = watch and mechanism.private_update is None and correlated is None
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
         begin = _within(me.start, me.rank)
@@ -149,7 +153,7 @@ def make_local_update(
             after = after, (*states[:number], mine, *states[number + 1 :]), factor, sums, past
             if me.local_steps is not None:  # what is left out changes nothing, and drew nothing
                 after = jax.tree.map(partial(jnp.where, index < me.local_steps), after, carry)
-            return after, facts
+            return after, (facts, _heard(total, now.noise_multiplier * bound) if watch else None)
 
         def step(carry, here):
             index, batch = here
@@ -175,16 +179,15 @@ def make_local_update(
         states = tuple(optimizer.init(_split(begin, part)[0]) for part in parts)
         sums = controls.at_zero(frozen.control or {})
         carry = begin, states, frozen.clip_factor, sums, me.memory.noise
-        carry, facts = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
+        carry, (facts, heard) = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
         end, _, factor, sums, past = carry
         memory = Memory(noise=past)
         if frozen.control is not None:
             steps = local_steps if me.local_steps is None else me.local_steps
             memory = memory._replace(control=controls.mean(sums, steps, parts))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
-        facts = ClientFacts(
-            jax.tree.map(jnp.sum, facts), update_norm, None if adapt is None else factor
-        )
+        facts, heard = jax.tree.map(jnp.sum, (facts, heard))
+        facts = ClientFacts(facts, update_norm, None if adapt is None else factor, heard)
         return end, memory, facts
 
     return local_update
@@ -217,6 +220,16 @@ def _in_effect(
 def centred(facts: ClipFacts) -> Float[Array, ""]:
     """Returns the sum over a draw's examples of +1/2 for those within the clip norm and -1/2 for others."""
     return facts.num_real / 2 - facts.num_clipped - facts.num_broken
+
+
+def _heard(total: Adapters, stddev: Array) -> dict[str, tuple[Array, Array]]:
+    """Returns each layer's squared norm of a clipped sum, and the expected one of its noise."""
+    found = {}
+    for layer, leaves_ in total.items():
+        size = sum(leaf.size for leaf in leaves_.values())
+        square = sum(jnp.sum(leaf**2) for leaf in leaves_.values())
+        found[layer] = jnp.asarray(square), size * stddev**2
+    return found
 
 
 def _split(adapters: Adapters, part: frozenset[str] | None) -> tuple[Adapters, Adapters]:

@@ -16,6 +16,7 @@ from ffalora_jax.config_sites import SitesConfig
 from ffalora_jax.config_training import (
     MethodConfig,
     ModelConfig,
+    MonitorConfig,
     OptimizerConfig,
     PrivacyConfig,
     ServerConfig,
@@ -88,13 +89,6 @@ class Experiment:
         bool, Doc("average the clients by their number of examples (reveals the sizes)")
     ] = False
     evaluate_every: Annotated[int, Doc("rounds between evaluations on the validation part")] = 3
-    monitor: Annotated[
-        bool,
-        Doc(
-            "tell with every round how far the clients drift apart, what averaging factors loses, how A "
-            "turns and how many directions B uses; from what is private already"
-        ),
-    ] = False
     max_validation: Annotated[
         int, Doc("validation examples per client used in between; the test part is used whole")
     ] = 500
@@ -106,6 +100,7 @@ class Experiment:
     server: ServerConfig = field(default_factory=ServerConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     sites: SitesConfig = field(default_factory=SitesConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self):
         positive(

@@ -84,6 +84,7 @@ class Prepared(NamedTuple):
 
     def local_update(self):
         """Returns the pure function of one client's part of a round."""
+        watched = self.experiment.monitor
         return make_local_update(
             self.model,
             self.task,
@@ -95,6 +96,7 @@ class Prepared(NamedTuple):
             self.blocks,
             self.packing,
             self.experiment.optimizer.proximal,
+            watch=watched.on and not watched.private and self.plan.unit is not None,
         )
 
     def round_step(self):
@@ -164,7 +166,7 @@ def prepare(
         weighted=experiment.weighted,
         rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
         secret_cohort=plan.unit == "client",
-        monitor=experiment.monitor,
+        monitor=experiment.monitor.on,
         presence=presence,
     )
     mesh = make_mesh(experiment.mesh, settings.slots(1))

@@ -51,6 +51,7 @@ NOT_PRIVATE_FIELDS = (
     "gradient_norm",
     "drawn",
     "broken",
+    "signal_to_noise",
     "accuracy",
     "accuracy_per_client",
     "validation_loss",

@@ -12,6 +12,7 @@ from ffalora_jax.config import (
     Experiment,
     MethodConfig,
     ModelConfig,
+    MonitorConfig,
     OptimizerConfig,
     PartitionConfig,
     PrivacyConfig,
@@ -26,7 +27,6 @@ UNUSUAL = Experiment(
     noise_seed=2**64 - 1,
     client_chunk="3",
     weighted=True,
-    monitor=True,
     cohort_size=2,
     data=DataConfig(name="csv", path="a dir/b.csv", text_pair="second", max_examples=7),
     partition=PartitionConfig(name="dirichlet", dirichlet_alpha=0.05),
@@ -39,6 +39,7 @@ UNUSUAL = Experiment(
         dropout=0.1,
     ),
     optimizer=OptimizerConfig(name="adam", options={"b1": 0.8, "eps": 1e-6}, control_variates=True),
+    monitor=MonitorConfig(on=True, private=True),
     privacy=PrivacyConfig(noise_multiplier=0.7, delta=1e-7, capacity=40),
 )
 

@@ -98,7 +98,7 @@ def test_they_pull_clients_of_different_classes_together():
     """What it is for: the mean of the clients' models lies closer to each of them."""
     apart = {}
     for on in (False, True):
-        changes = {"optimizer.control_variates": on, "monitor": True, "local_steps": 4}
+        changes = {"optimizer.control_variates": on, "monitor.on": True, "local_steps": 4}
         changes |= {"batch_size": 12, "partition.name": "proportions"}
         run = prepare(prepared(mechanism="none", learning_rate=RATE).experiment.replace(**changes))
         _, infos = run_rounds(run, 9)

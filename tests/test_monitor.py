@@ -7,6 +7,7 @@ import pytest
 
 import ffalora_jax as ffa
 from ffalora_jax import monitor
+from ffalora_jax.book import UNNOISED_FIELDS
 from ffalora_jax.prepare import prepare
 from tests.helpers import prepared, run_rounds
 
@@ -72,7 +73,7 @@ def test_watching_changes_no_number_and_is_written_down(tmp_path):
         rounds=2, evaluate_every=2, noise_seed=4
     )
     plain = ffa.simulate(base, out=tmp_path / "plain")
-    seen = ffa.simulate(base.replace(monitor=True), out=tmp_path / "seen")
+    seen = ffa.simulate(base.replace(**{"monitor.on": True}), out=tmp_path / "seen")
     assert [x["loss"] for x in plain.metrics] == [x["loss"] for x in seen.metrics]
     names = {"drift", "product_gap", "angle_of_a", "rank_of_b"}
     for line in seen.metrics:
@@ -83,6 +84,40 @@ def test_watching_changes_no_number_and_is_written_down(tmp_path):
 
 def test_where_the_server_sees_sums_alone_no_single_upload_is_looked_at():
     base = prepared(mechanism="dp_fedavg", method="fedavg_lora").experiment
-    run = prepare(base.replace(monitor=True))
+    run = prepare(base.replace(**{"monitor.on": True}))
     _, infos = run_rounds(run, 1)
     assert set(infos[0].monitor) == {"angle_of_a", "rank_of_b"}
+
+
+def test_signal_to_noise_is_that_of_the_clipped_sums_layer_by_layer(tmp_path):
+    """At ten times the noise a tenth is heard of the head; and never more than the clip norm allows."""
+    base = prepared(method="fedavg_lora").experiment.replace(
+        **{"rounds": 1, "evaluate_every": 1, "noise_seed": 4, "monitor.on": True}
+    )
+    loud = base.replace(**{"privacy.noise_multiplier": 10 * base.privacy.noise_multiplier})
+    one, other = (
+        ffa.simulate(each, out=tmp_path / name).metrics[0]["signal_to_noise"]
+        for name, each in (("one", base), ("other", loud))
+    )
+    assert set(one) == set(prepared(method="fedavg_lora").model.shapes)
+    head = one["head"]
+    assert other["head"] == pytest.approx(head / 10, rel=0.5)
+    run, clip = prepared(method="fedavg_lora"), base.privacy.clip_norm
+    entries = sum(leaf.size for leaf in run.state.adapters["head"].values())
+    largest = run.plan.capacity * clip
+    assert head <= largest / (base.privacy.noise_multiplier * clip * entries**0.5)
+
+
+def test_private_figures_leave_out_what_looks_at_training_data_without_noise(tmp_path):
+    base = prepared().experiment.replace(
+        **{"rounds": 2, "evaluate_every": 2, "noise_seed": 4, "monitor.on": True}
+    )
+    shown = ffa.simulate(base, out=tmp_path / "shown")
+    hidden = ffa.simulate(base.replace(**{"monitor.private": True}), out=tmp_path / "hidden")
+    for line, plain in zip(hidden.metrics, shown.metrics, strict=True):
+        assert all(line[name] is None for name in UNNOISED_FIELDS)
+        assert "signal_to_noise" not in line
+        assert line["update_norm"] == plain["update_norm"]
+        assert line["drift"] == plain["drift"]
+    page = (tmp_path / "hidden" / "report.html").read_text()
+    assert "share of examples clipped" not in page

@@ -48,9 +48,10 @@ def of_run(run: Run) -> dict[str, str]:
         "accuracy": _drawing(lambda axes: _accuracy(axes, run)),
         "bytes": _drawing(lambda axes: _bytes(axes, run)),
         "norms": _drawing(lambda axes: _norms(axes, run)),
-        "clipped": _drawing(lambda axes: _clipped(axes, run)),
         "partition": _drawing(lambda axes: _partition(axes, run)),
     }
+    if not run.experiment.monitor.private:
+        drawn["clipped"] = _drawing(lambda axes: _clipped(axes, run))
     if run.epsilon is not None:
         drawn["epsilon"] = _drawing(lambda axes: _epsilon(axes, run))
     return drawn
