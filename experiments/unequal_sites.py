@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import ffalora_jax as ffa
-from ffalora_jax.network import times_of
 from ffalora_jax.prepare import prepare
+from ffalora_jax.presence import times_of
 from ffalora_jax.run_facts import message_bytes
 
 SITES = {

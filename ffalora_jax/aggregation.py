@@ -22,6 +22,27 @@ class Sums(NamedTuple):
     """sum_k p_k."""
 
 
+class Late(NamedTuple):
+    """Uploads that came after their round."""
+
+    moved: Sums
+    """What they moved: sum_k p_k (u_k - what a client sends that moved nothing), and sum_k p_k."""
+    under_way: Bool[Array, " client"]
+    """Whose they are, of all clients: they were not there to be asked again."""
+
+
+def with_late(sums: Sums, late: Late, nothing: Tree, weight: float) -> Sums:
+    """Adds the uploads of the round before, as changes of the model as it is now, each ``weight`` times."""
+    share = weight * late.moved.weight
+    weighted = jax.tree.map(
+        lambda total, moved, own: total + weight * moved + share * own,
+        sums.weighted,
+        late.moved.weighted,
+        nothing,
+    )
+    return Sums(weighted, sums.weight + share)
+
+
 def weighted_sum(
     uploads: Tree, is_real: Bool[Array, " client"], weights: Float[Array, " client"] | None
 ) -> Sums:

@@ -7,8 +7,8 @@ import numpy as np
 
 from ffalora_jax import lint
 from ffalora_jax.checkpoint import Ledger
-from ffalora_jax.network import times_of
 from ffalora_jax.prepare import Prepared
+from ffalora_jax.presence import times_of
 from ffalora_jax.round import RoundInfo
 from ffalora_jax.run_facts import Traffic, communication, message_bytes, privacy
 from ffalora_jax.run_folder import RunFolder, metrics_text
@@ -42,7 +42,8 @@ class Book:
         self._stands = folder.metrics_file.read_text() == metrics_text(self.kept)
         self.traffic = Traffic.none(len(run.plan.clients))
         for line in self.kept:
-            self.traffic.add(line["participants"], *message_bytes(run, line["round_index"]))
+            there = line["participants"] + line.get("late", [])
+            self.traffic.add(there, *message_bytes(run, line["round_index"]))
 
     @property
     def bytes_total(self) -> int:
@@ -61,7 +62,9 @@ class Book:
             slots = slots[np.argsort(infos.clients[index][slots])]
             took_part = np.asarray(infos.clients[index][slots])
             up, down = message_bytes(self.run, done + index)
-            sent, received = self.traffic.add(took_part, up, down)
+            late = np.flatnonzero(infos.late[index]) if infos.late is not None else slots[:0]
+            late = np.asarray(infos.clients[index][late])
+            sent, received = self.traffic.add(np.concatenate([took_part, late]), up, down)
             found.append(
                 {
                     "round_index": done + index,
@@ -73,6 +76,7 @@ class Book:
                     "seconds": seconds,
                     **simulated(self.run, took_part, up, down),
                     "participants": took_part.tolist(),
+                    **({} if infos.late is None else {"late": late.tolist()}),
                     "update_norm": float(infos.update_norm[index]),
                     "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
                     **self._clip_norm(infos, index),

@@ -114,7 +114,10 @@ class Checkpoints:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         tree = self._manager.restore(ledger.rounds_done, args=arguments)["state"]
         server = [tree["server"][name] for name in _numbered(like.server)]
-        memory = [tree["memory"][name] for name in _numbered(like.memory)]
+        parts = {"memory": like.memory, "late": like.late}
+        own = [
+            (one, [tree[name][number] for number in _numbered(one)]) for name, one in parts.items()
+        ]
         return RoundState(
             tree["adapters"],
             tree["personal"],
@@ -122,7 +125,7 @@ class Checkpoints:
             jax.tree.unflatten(jax.tree.structure(like.server), server),
             tree.get("clip_factor"),
             tree.get("control"),
-            jax.tree.unflatten(jax.tree.structure(like.memory), memory),
+            *(jax.tree.unflatten(jax.tree.structure(one), part) for one, part in own),
         )
 
     def _shapes(self, step: int) -> dict[str, Any] | None:
@@ -148,6 +151,7 @@ def _as_tree(state: RoundState) -> dict[str, Any]:
         **({} if state.clip_factor is None else {"clip_factor": state.clip_factor}),
         **({} if state.control is None else {"control": state.control}),
         **({"memory": _numbered(state.memory)} if jax.tree.leaves(state.memory) else {}),
+        **({} if state.late is None else {"late": _numbered(state.late)}),
     }
 
 

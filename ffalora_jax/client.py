@@ -63,6 +63,8 @@ class Participant(NamedTuple):
     """Its own number of steps, the others being left out; None: all."""
     rank: Int[Array, ""] | None
     """Its own rank; None: that of the factors."""
+    batch_size: Int[Array, ""] | None
+    """Its own expected draw, which its sums are divided by; None: the mechanism's."""
     batches: Batch | None
     """Given draws (step, slot); None: drawn here."""
     memory: Memory = Memory()
@@ -91,6 +93,7 @@ def make_local_update(
     blocks: Blocks,
     packing: Packing | None = None,
     proximal: float = 0.0,
+    expected: int = 1,
     watch: bool = False,
 ) -> Callable:
     """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, Memory, ClientFacts)``.
@@ -134,6 +137,9 @@ def make_local_update(
                 gradient = mechanism.private_grad(key, total, now.noise_multiplier)
             else:
                 gradient, past = correlated.private_grad(key, total, now.noise_multiplier, past)
+            if me.batch_size is not None:  # the mechanism divided by the experiment's
+                own = expected / me.batch_size
+                gradient = jax.tree.map(lambda leaf: own * leaf, gradient)
             gradient = _within(method.filtered(gradient), me.rank)
             if frozen.control is not None and me.memory.control is not None:
                 sums = controls.added(sums, gradient)

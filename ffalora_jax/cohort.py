@@ -57,6 +57,8 @@ class Cohort(NamedTuple):
     """(slot,), int32."""
     is_real: Leaf
     """(slot,); False where nobody takes part."""
+    late: Leaf | None = None
+    """(slot,); who was asked and is there, and comes too late to take part; None: nobody can."""
 
 
 class Batch(NamedTuple):
@@ -108,6 +110,8 @@ class Presence(NamedTuple):
     deadline: float
     wanted: int | None
     """Of those who are there and in time, so many are taken, the first to come; None: all."""
+    late_weight: float = 0.0
+    """Of uploads that come within twice the deadline, in the next round; 0: they are dropped."""
 
 
 class RoundSettings(NamedTuple):
@@ -191,11 +195,15 @@ def _those_present(presence: Presence, public: Array, round_index, cohort: Cohor
     there = jax.random.uniform(key, chance.shape) < chance
     arrival = jnp.asarray(presence.seconds, jnp.float32)[presence.phase_at(round_index)]
     arrival = arrival[cohort.clients]
-    kept = cohort.is_real & there[cohort.clients] & (arrival <= presence.deadline)
-    if presence.wanted is None:
-        return Cohort(cohort.clients, kept)
-    place = jnp.argsort(jnp.argsort(jnp.where(kept, arrival, jnp.inf)))
-    return Cohort(cohort.clients, kept & (place < presence.wanted))
+    asked = cohort.is_real & there[cohort.clients]
+    kept = asked & (arrival <= presence.deadline)
+    if presence.wanted is not None:
+        place = jnp.argsort(jnp.argsort(jnp.where(kept, arrival, jnp.inf)))
+        kept &= place < presence.wanted
+    late = asked & ~kept
+    if presence.late_weight:
+        late &= arrival <= 2 * presence.deadline
+    return Cohort(cohort.clients, kept, late)
 
 
 def draw_batch(

@@ -32,17 +32,34 @@ class SitesConfig:
     ] = None
     sticky: Annotated[int, Doc("rounds that a site's presence, once drawn, lasts")] = 1
     local_steps: Annotated[str, Doc("local steps of a site, at most local_steps")] = ""
+    batch_size: Annotated[
+        str, Doc("expected examples of a site's draw, at most batch_size; not with dp_sgd_secagg")
+    ] = ""
     rank: Annotated[
         str, Doc("rank of a site, at most method.rank, with hetlora, flexlora or flora")
     ] = ""
     deadline: Annotated[
-        float | None, Doc("simulated seconds after which a round ends; later uploads are dropped")
+        float | None,
+        Doc(
+            "simulated seconds after which a round ends; later uploads are dropped, or see late_weight"
+        ),
     ] = None
+    late_weight: Annotated[
+        float,
+        Doc(
+            "weight in the next round of uploads that come within twice the deadline; 0 drops them. Whose "
+            "upload is under way is not asked again"
+        ),
+    ] = 0.0
     over_select: Annotated[
         float, Doc("clients asked per client of cohort_size; the first to come are taken")
     ] = 1.0
     adapt: Annotated[
-        str, Doc("none, or deadline: each site takes the local steps that it can finish in time")
+        str,
+        Doc(
+            "none, or deadline: each site takes the local steps that it can finish in time, and with "
+            "hetlora, flexlora or flora first a lower rank"
+        ),
     ] = "none"
 
     def __post_init__(self):
@@ -50,6 +67,10 @@ class SitesConfig:
         one_of(ADAPTS, **{"sites.adapt": self.adapt})
         positive(**{"sites.deadline": self.deadline, "sites.sticky": self.sticky})
         between(1, 100, **{"sites.over_select": self.over_select})
+        if not 0 <= self.late_weight <= 1:
+            raise InputError(f"Expected 0 <= sites.late_weight <= 1, got {self.late_weight}.")
+        if self.late_weight and self.deadline is None:
+            raise InputError("sites.late_weight needs sites.deadline, in seconds.")
         if self.adapt == "deadline" and self.deadline is None:
             raise InputError("sites.adapt = 'deadline' needs sites.deadline, in seconds.")
 

@@ -56,11 +56,12 @@ class Dealer:
     def deal(self, cohort: Cohort) -> Hand:
         """Moves a cohort's examples and numbers to the devices."""
         missing = self.slots - cohort.clients.shape[0]
-        clients, is_real = (np.pad(np.asarray(leaf), (0, missing)) for leaf in cohort)
+        cohort = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, missing)), cohort)
+        clients = np.asarray(cohort.clients)
         shards = [self._shard(clients[self._slots(k)]) for k in my_shards(self.mesh)]
         data = jax.tree.map(lambda *parts: np.concatenate(parts), *shards)
         numbers = jax.tree.map(lambda leaf: leaf[self._here(clients)], self.numbers)
-        return Hand(Cohort(clients, is_real), *dealt(self.mesh, (data, numbers)))
+        return Hand(cohort, *dealt(self.mesh, (data, numbers)))
 
     def personal(self, cohort: Cohort, personal: Tree) -> Tree:
         """Moves a cohort's personal leaves, out of those of all clients (client, ...)."""

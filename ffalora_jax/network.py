@@ -1,8 +1,6 @@
-"""Unequal sites: machines, links and presence, and what a round takes in simulated seconds.
+"""Unequal sites: the machine, the link and the presence that each has.
 
-All of it is public and drawn from the public seed, so who is there and who is late depends on no example.
-A round's clients are those of the draw that are there and in time; each pays for privacy as if it came to
-every round. Units: GFLOP/s, Mbit/s (10^6 bits), seconds.
+All of it is public and drawn from the public seed. Units: GFLOP/s, Mbit/s (10^6 bits), seconds.
 """
 
 import csv
@@ -13,13 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ffalora_jax import rng
-from ffalora_jax.cohort import Presence
-from ffalora_jax.compression import compression_of
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
-from ffalora_jax.messages import bytes_of
-from ffalora_jax.methods import Method
-from ffalora_jax.types import Adapters
 
 UNSET = {"speed": 100.0, "up": 100.0, "down": 100.0, "latency": 0.0, "loss": 0.0, "available": 1.0}
 PRESETS = {
@@ -35,7 +28,7 @@ PRESETS = {
         "available": "0.7",
     },
 }
-ORDER = (*UNSET, "local_steps", "rank")
+ORDER = (*UNSET, "local_steps", "rank", "batch_size")
 """Numbers of the draws: never changed, only added to."""
 
 
@@ -52,19 +45,9 @@ class Sites(NamedTuple):
     """Probability of being there (round of the trace, client)."""
     local_steps: np.ndarray
     rank: np.ndarray
-
-
-class Times(NamedTuple):
-    """Simulated seconds of a round at each site; arrays (..., client)."""
-
-    compute: np.ndarray
-    upload: np.ndarray
-    download: np.ndarray
-
-    @property
-    def total(self) -> np.ndarray:
-        """From the server's message to the arrival of the upload."""
-        return self.compute + self.upload + self.download
+    batch_size: np.ndarray
+    work: np.ndarray
+    """Operations of a local step in units of the experiment's, as the batch."""
 
 
 def sites_of(experiment: Experiment, names: tuple[str, ...]) -> Sites | None:
@@ -77,7 +60,11 @@ def sites_of(experiment: Experiment, names: tuple[str, ...]) -> Sites | None:
     if not config.is_set:
         return None
     preset = PRESETS[config.preset]
-    limits = {"local_steps": experiment.local_steps, "rank": experiment.method.rank}
+    limits = {
+        "local_steps": experiment.local_steps,
+        "rank": experiment.method.rank,
+        "batch_size": experiment.batch_size,
+    }
     found = {}
     for number, name in enumerate(ORDER):
         given = getattr(config, name)
@@ -92,8 +79,9 @@ def sites_of(experiment: Experiment, names: tuple[str, ...]) -> Sites | None:
     if config.trace is not None:
         present = _trace(Path(config.trace), names)
     latency = found.pop("latency") / 1e3
-    steps, rank = (found.pop(name).astype(np.int32) for name in ("local_steps", "rank"))
-    return Sites(**found, latency=latency, available=present, local_steps=steps, rank=rank)
+    whole = {name: found.pop(name).astype(np.int32) for name in limits}
+    work = whole["batch_size"] / experiment.batch_size
+    return Sites(**found, latency=latency, available=present, **whole, work=work)
 
 
 def _values(
@@ -144,7 +132,7 @@ def _check(name: str, values: np.ndarray, most: int | None) -> None:
     if name == "available" and not (low >= 0 and high <= 1):
         raise InputError(f"Expected 0 <= sites.available <= 1, got {low:g} to {high:g}.")
     if most is not None and not (low >= 1 and high <= most and (values == values.round()).all()):
-        whole = "local_steps" if name == "local_steps" else "method.rank"
+        whole = "method.rank" if name == "rank" else name
         raise InputError(
             f"Expected whole numbers from 1 to {whole} = {most} for sites.{name}, got {low:g} to {high:g}."
         )
@@ -176,108 +164,3 @@ def _trace(path: Path, names: tuple[str, ...]) -> np.ndarray:
     if not ((found >= 0) & (found <= 1)).all():
         raise InputError(f"Expected probabilities from 0 to 1 in sites.trace {str(path)!r}.")
     return found
-
-
-def times_of(sites: Sites, flops_per_step: float, up, down) -> Times:
-    """Returns the seconds of a round at each site.
-
-    A message of b bytes takes latency + 8 b / (10^6 rate (1 - loss)); a step flops / speed.
-
-    Args:
-        sites: all of them.
-        flops_per_step: operations of one local step.
-        up: bytes that a site sends, a number or (..., client).
-        down: bytes that it receives.
-    """
-    kept = 1e6 * (1 - sites.loss)
-    return Times(
-        compute=sites.local_steps * flops_per_step / (1e9 * sites.speed),
-        upload=sites.latency + 8 * np.asarray(up) / (kept * sites.up),
-        download=sites.latency + 8 * np.asarray(down) / (kept * sites.down),
-    )
-
-
-def in_time(sites: Sites, flops_per_step: float, up, down, deadline: float) -> Sites:
-    """Returns the sites with as many local steps as each can finish, from 1 to its own number."""
-    times = times_of(sites, flops_per_step, up, down)
-    left = deadline - times.upload - times.download
-    fits = np.floor(left * 1e9 * sites.speed / flops_per_step)
-    steps = np.clip(fits, 1, sites.local_steps).astype(np.int32)
-    return sites._replace(local_steps=steps)
-
-
-def presence_of(
-    experiment: Experiment,
-    method: Method,
-    sites: Sites,
-    flops_per_step: float,
-    adapters: Adapters,
-    slots: int,
-) -> tuple[Sites, Presence]:
-    """Returns the sites, adapted to the deadline where that is asked for, and who is there and in time.
-
-    Raises:
-        InputError: ranks that the method cannot mix; a deadline that nobody can keep.
-    """
-    config, rank = experiment.sites, None
-    if (sites.rank < experiment.method.rank).any():
-        if not method.mixed_ranks:
-            raise InputError(
-                f"method.name {experiment.method.name!r} needs one rank at all sites, and sites.rank differs "
-                "from method.rank: take hetlora, flexlora or flora, or leave sites.rank out."
-            )
-        rank = sites.rank
-    rounds = _round_of_each_phase(method, experiment.rounds)
-    form = compression_of(experiment.compression)
-    if form is not None and rank is not None:
-        raise InputError(
-            "Expected compression = 'none' with sites.rank: a lower rank is the compression there."
-        )
-    both = experiment.optimizer.control_variates
-    sizes = [bytes_of(method, adapters, slots, index, rank, form, both) for index in rounds]
-    if config.adapt == "deadline":
-        assert config.deadline is not None
-        up, down = (np.asarray([size[way] for size in sizes]).max(0) for way in (0, 1))
-        sites = in_time(sites, flops_per_step, up, down, config.deadline)
-    least = len(method.local_parts)
-    if (sites.local_steps < least).any():
-        raise InputError(
-            f"Expected at least {least} local steps at every site with method.name "
-            f"{experiment.method.name!r}, got {int(sites.local_steps.min())}."
-        )
-    seconds = np.stack([times_of(sites, flops_per_step, up, down).total for up, down in sizes])
-    deadline = math.inf if config.deadline is None else config.deadline
-    if seconds.min() > deadline:
-        raise InputError(
-            f"No site can finish a round by sites.deadline = {deadline:g} s: the fastest takes "
-            f"{seconds.min():.3g} s. Raise it, or set --sites.adapt deadline."
-        )
-    wanted = None  # who comes keeps nobody out: else one client more would move a sum by two
-    if config.over_select > 1:
-        wanted = experiment.cohort_size or len(sites.speed)
-    facts = sites.available, config.sticky, seconds, method.phase_at, deadline, wanted
-    return sites, Presence(*facts)
-
-
-def own_numbers(
-    sites: Sites | None, experiment: Experiment
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Returns the clients' own local steps and ranks, each None where all have the experiment's."""
-    if sites is None:
-        return None, None
-    steps, rank = sites.local_steps, sites.rank
-    return (
-        steps if (steps < experiment.local_steps).any() else None,
-        rank if (rank < experiment.method.rank).any() else None,
-    )
-
-
-def num_asked(experiment: Experiment, cohort_size: int, num_clients: int) -> int:
-    """Returns how many clients are drawn for a round of which ``cohort_size`` are wanted."""
-    return min(num_clients, math.ceil(cohort_size * experiment.sites.over_select))
-
-
-def _round_of_each_phase(method: Method, rounds: int) -> list[int]:
-    """Returns a late round of every phase, whose messages are those of the run once it goes."""
-    last = {int(method.phase_at(index)): index for index in range(rounds)}
-    return [last.get(phase, 0) for phase in range(len(method.parts))]

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import controls, flops, partition, registry
+from ffalora_jax.aggregation import Late, Sums
 from ffalora_jax.checks import check_classes, check_sizes, check_steps, cohort_size_of
 from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
 from ffalora_jax.client import Frozen, Memory, make_local_update, make_optimizer
@@ -33,9 +34,10 @@ from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.mesh import backbone_on, make_mesh, num_shards, replicated
 from ffalora_jax.methods import Method
-from ffalora_jax.network import Sites, num_asked, own_numbers, presence_of, sites_of
+from ffalora_jax.network import Sites, sites_of
 from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
+from ffalora_jax.presence import num_asked, own_numbers, presence_of
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import Packing
 from ffalora_jax.round import ClientNumbers, RoundState, make_round, make_rounds
@@ -43,6 +45,7 @@ from ffalora_jax.schedules import rates_of
 from ffalora_jax.server import Server, make_server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
+from ffalora_jax.types import Adapters
 
 
 class Prepared(NamedTuple):
@@ -96,6 +99,7 @@ class Prepared(NamedTuple):
             self.blocks,
             self.packing,
             self.experiment.optimizer.proximal,
+            self.experiment.batch_size,
             watch=watched.on and not watched.private and self.plan.unit is not None,
         )
 
@@ -147,7 +151,8 @@ def prepare(
     who = partial(_sites_and_presence, experiment, method, owners.names, expected)
     sites, presence, step_flops = who(injected, task, frozen, state, whole, encoded)
     if sites is not None:
-        schedule = schedule._replace(client_steps=tuple(map(int, sites.local_steps)))
+        steps, batches = (tuple(map(int, x)) for x in (sites.local_steps, sites.batch_size))
+        schedule = schedule._replace(client_steps=steps, client_batches=batches)
     mechanism = make_mechanism(experiment.replace(batch_size=expected, cohort_size=cohort_size))
     plan = mechanism.plan([len(r) for r in rows], schedule, multipliers)
     server = make_server(
@@ -203,6 +208,9 @@ def prepare(
         server=replicated(mesh, server.begin(state.adapters)),
         clip_factor=None if mechanism.adapt is None else replicated(mesh, jnp.float32(1)),
         **replicated(mesh, _memories(experiment, mechanism, state, len(rows))),
+        late=replicated(mesh, _nobody_late(server, state.adapters, len(rows)))
+        if experiment.sites.late_weight
+        else None,
     )
     if settings.by_slot:
         personal = jax.tree.map(np.array, state.personal)
@@ -236,6 +244,11 @@ def prepare(
         sites,
         step_flops,
     )
+
+
+def _nobody_late(server: Server, adapters: Adapters, num_clients: int) -> Late:
+    nothing = jax.tree.map(jnp.zeros_like, server.nothing(server.active(adapters, 0)))
+    return Late(Sums(nothing, jnp.float32(0)), jnp.zeros(num_clients, bool))
 
 
 def _memories(

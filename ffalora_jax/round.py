@@ -16,13 +16,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import controls, monitor, rng
-from ffalora_jax.aggregation import ring, weighted_sum
+from ffalora_jax.aggregation import Late, ring, weighted_sum, with_late
 from ffalora_jax.client import ClientFacts, Frozen, Memory, Participant
 from ffalora_jax.cohort import Batch, ClientData, Cohort, RoundSettings, draw_cohort_of
 from ffalora_jax.mesh import kept_dealt, kept_whole, num_shards, over_devices
 from ffalora_jax.rng import Keys
 from ffalora_jax.server import Server
-from ffalora_jax.slots import fill_up, keep, of_those_there, over_clients
+from ffalora_jax.slots import (
+    fill_up,
+    keep,
+    not_under_way,
+    of_clients,
+    of_those_there,
+    over_clients,
+)
 from ffalora_jax.types import Adapters, Leaf, Tree
 from ffalora_jax.uploads import clip_factor, next_clip_factor, noise_factor, on_the_way
 
@@ -45,6 +52,8 @@ class RoundState:
     """The server's control variate, where there is one (``controls``)."""
     memory: Memory = Memory()
     """What the clients keep beside their leaves (client, ...)."""
+    late: Late | None = None
+    """Uploads that are under way, where they count in the next round."""
 
 
 class ClientNumbers(NamedTuple):
@@ -58,6 +67,8 @@ class ClientNumbers(NamedTuple):
     """Where they differ."""
     rank: Leaf | None = None
     """Where they differ."""
+    batch_size: Leaf | None = None
+    """Expected examples of a draw, where they differ."""
 
 
 class RoundInfo(NamedTuple):
@@ -71,6 +82,8 @@ class RoundInfo(NamedTuple):
     """L2 norm of the mean update."""
     facts: ClientFacts
     """Per slot. Not private."""
+    late: Bool[Array, "*round slot"] | None = None
+    """Who came too late."""
     clip_factor: Float[Array, "*round"] | None = None
     """Of the round, where the clip norm adapts; private."""
     monitor: dict[str, Array] | None = None
@@ -111,10 +124,11 @@ def _make_phase(
     """Does ``make_round`` for rounds in which the same leaves are trained."""
     method, by_slot = server.method, settings.by_slot
     shards = num_shards(mesh)
+    late_weight = 0.0 if settings.presence is None else settings.presence.late_weight
 
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared
-        clients, mine, (personal, memory), is_real, weights, batches, here, around = apart
+        clients, mine, (personal, memory), (is_real, late), weights, batches, here, around = apart
         data = here if by_slot else data
         count = is_real.shape[0]
         places = jnp.arange(count) if by_slot else clients
@@ -133,7 +147,13 @@ def _make_phase(
         if norms is not None:
             facts = facts._replace(update_norm=norms)
         stays = leaves.select(ends, leaves.names(personal))
-        return (stays, remembered, uploads), facts, weighted_sum(uploads, is_real, weights)
+        sums = weighted_sum(uploads, is_real, weights), None
+        if late_weight:
+            moved = jax.tree.map(
+                lambda leaf, own: leaf - own[None], uploads, server.nothing(active)
+            )
+            sums = sums[0], weighted_sum(moved, late, weights)
+        return (stays, remembered, uploads), facts, sums
 
     def round_step(
         keys: Keys,
@@ -148,7 +168,10 @@ def _make_phase(
             cohort = draw_cohort_of(settings, keys, state.round_index)
         filled, batches = fill_up(cohort, batches, shards)
         filled = kept_whole(mesh, filled)
-        clients, is_real = filled
+        if late_weight and state.late is not None:
+            filled = not_under_way(filled, state.late.under_way)
+        clients, is_real, late = filled
+        busy = filled._replace(is_real=is_real | late) if late_weight else filled
 
         def of_slots(tree):
             return tree if by_slot else jax.tree.map(lambda leaf: leaf[clients], tree)
@@ -163,7 +186,7 @@ def _make_phase(
         memory = state.memory._replace(control=controls.of(state.memory.control, active))
         own = of_slots((state.personal, memory))
         mine = of_slots(numbers)
-        mine = mine._replace(threshold=jnp.where(is_real, mine.threshold, jnp.uint32(0)))
+        mine = mine._replace(threshold=jnp.where(busy.is_real, mine.threshold, jnp.uint32(0)))
         weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
         shared = keys.secret, state.round_index, frozen, active, None if by_slot else data
         around = None
@@ -173,13 +196,16 @@ def _make_phase(
             clients,
             mine,
             own,
-            is_real,
+            (is_real, late),
             weights,
             batches,
             data if by_slot else None,
             around,
         )
         (*stays, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
+        sums, moved_late = sums
+        if late_weight and state.late is not None:
+            sums = with_late(sums, state.late, server.nothing(active), late_weight)
         after, optimizer_state, control = server.step(
             phase,
             state.adapters,
@@ -196,21 +222,23 @@ def _make_phase(
             is_real,
             optax.tree.norm(change) if change else jnp.float32(0),
             facts,
+            late,
             state.clip_factor,
             _watched(server, phase, state.adapters, after, uploads, weights, filled)
             if settings.monitor
             else None,
         )
         after = leaves.merge(after, server.redraw(keys.public, state.round_index + 1))
-        personal, memory = keep((state.personal, memory), tuple(stays), filled, by_slot)
+        personal, memory = keep((state.personal, memory), tuple(stays), busy, by_slot)
         if state.memory.control is not None:
             whole = leaves.merge(state.memory.control, memory.control)
             memory = memory._replace(control=whole)
         factor = next_clip_factor(server, keys.secret, state.round_index, frozen, facts, is_real)
-        after = RoundState(
-            after, personal, state.round_index + 1, optimizer_state, factor, control, memory
-        )
-        return after, info
+        under_way = None
+        if late_weight and late is not None:
+            under_way = Late(moved_late, of_clients(filled, late, settings.num_clients))
+        done = after, personal, state.round_index + 1, optimizer_state, factor, control, memory
+        return RoundState(*done, under_way), info
 
     return round_step
 
@@ -259,6 +287,7 @@ def make_rounds(
             kept_whole(mesh, after.clip_factor),
             kept_whole(mesh, after.control),
             keep(mesh, after.memory),
+            kept_whole(mesh, after.late),
         )
         return here, kept_whole(mesh, infos)
 

@@ -38,6 +38,7 @@ NOT_PROTECTED_CLIENTS = (
 """Where a whole client is protected, and it may not show that it was there."""
 OF_CLIENTS = (
     "participants",
+    "late",
     "client_update_norms",
     "bytes_up",
     "bytes_down",

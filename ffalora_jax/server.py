@@ -102,6 +102,25 @@ class Server(NamedTuple):
                 "fedavg_lora, rolora, ... with dp_sgd, dp_fedavg or none."
             )
 
+    def check_late(self, name: str) -> None:
+        """Refuses late uploads beside a server to which what a client moved a round ago says nothing.
+
+        Raises:
+            InputError: so it is.
+        """
+        method, why = self.method, ""
+        if method.reads_uploads or method.is_baseline:
+            why = "does not go on from the mean of what its clients send"
+        elif method.kept or method.redrawn or method.wire is not None or len(method.parts) > 1:
+            why = "has rounds whose leaves are not those of the round before"
+        elif self.mechanism is not None:
+            why = "is to have a sum in which each client counts once, under this privacy.mechanism"
+        if why:
+            raise InputError(
+                f"Expected sites.late_weight = 0: method.name {name!r} {why}. Take ffa_lora, fedavg_lora, "
+                "... with dp_sgd or none."
+            )
+
     def nothing(self, active: Adapters) -> Adapters:
         """Returns what a client sends that moved nothing."""
         upload = self.method.upload(active, active)
@@ -224,4 +243,6 @@ def make_server(
             clients=cohort_size,
         )
     server.check(experiment.method.name)
+    if experiment.sites.late_weight:
+        server.check_late(experiment.method.name)
     return server

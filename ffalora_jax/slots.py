@@ -22,6 +22,19 @@ def fill_up(cohort: Cohort, batches: Batch | None, shards: int) -> tuple[Cohort,
     return jax.tree.map(padded, (cohort, batches)) if missing else (cohort, batches)
 
 
+def not_under_way(cohort: Cohort, under_way: Array) -> Cohort:
+    """Leaves out those whose last upload is still to come."""
+    free = ~under_way[cohort.clients]
+    late = jnp.zeros_like(free) if cohort.late is None else cohort.late & free
+    return Cohort(cohort.clients, cohort.is_real & free, late)
+
+
+def of_clients(cohort: Cohort, chosen: Array, num_clients: int) -> Array:
+    """Returns, for all clients, whether their slot is chosen."""
+    places = jnp.where(chosen, cohort.clients, num_clients)
+    return jnp.zeros(num_clients, bool).at[places].set(True, mode="drop")
+
+
 def over_clients(local_update: Callable, shared: tuple, participants: Participant, chunk: int):
     """Runs ``chunk`` clients at once by ``jax.vmap``, the chunks one after another; same numbers.
 

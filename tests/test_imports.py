@@ -78,6 +78,7 @@ ROOMS = (
     "load",
     "checks",
     "network",
+    "presence",
     "prepare",
     "warm_start",
     "lint",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import network
+from ffalora_jax import network, presence
 from ffalora_jax.cohort import Cohort
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
@@ -85,7 +85,7 @@ def test_what_no_site_can_have_is_refused(setting, value, words):
 
 def test_a_round_takes_steps_over_speed_and_bytes_over_the_link():
     found = sites_from(speed="10", up="1, 2, 4, 8", down="8", latency="50", loss="0.5")
-    times = network.times_of(found, flops_per_step=1e9, up=1e6, down=2e6)
+    times = presence.times_of(found, flops_per_step=1e9, up=1e6, down=2e6)
     np.testing.assert_allclose(times.compute, [0.2] * 4)  # two steps of 1 GFLOP at 10 GFLOP/s
     np.testing.assert_allclose(times.upload, 0.05 + 8 / np.array([0.5, 1, 2, 4]))
     np.testing.assert_allclose(times.download, [0.05 + 4] * 4)
@@ -155,7 +155,7 @@ def test_adapted_to_the_deadline_each_site_takes_the_steps_that_it_can_finish():
     whole = with_sites(base, speed="1")
     sites = whole.sites
     assert sites is not None
-    compute = network.times_of(sites, whole.step_flops, *message_bytes(whole)).compute[0]
+    compute = presence.times_of(sites, whole.step_flops, *message_bytes(whole)).compute[0]
     run = with_sites(
         base,
         speed="1, 0.5, 0.25, 0.125",

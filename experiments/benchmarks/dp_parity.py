@@ -6,8 +6,8 @@ trained tensors, noise that is handed over, division by the expected batch, SGD,
 
 Run: python experiments/benchmarks/dp_parity.py        Time: 20 seconds on two cores
 Needs: pip install torch==2.13.0 peft==0.21.2
-Result: largest difference 6e-08 of numbers up to .39 that moved by up to .35, 85 % of the examples clipped (x86_64
-CPU, jax 0.10.2, torch 2.13.0+cpu, transformers 5.23.0, peft 0.21.2)
+Result: largest difference 6e-08 of numbers up to .39 that moved by up to .35, 85 % of the examples clipped
+(x86_64 CPU, jax 0.10.2, torch 2.13.0+cpu, transformers 5.23.0, peft 0.21.2)
 """
 
 import tempfile

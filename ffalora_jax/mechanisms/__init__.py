@@ -20,6 +20,8 @@ class Schedule(NamedTuple):
     """Factor on the noise multiplier by round; the last one stays."""
     client_steps: tuple[int, ...] | None = None
     """Local steps of each client, where they differ."""
+    client_batches: tuple[int, ...] | None = None
+    """Expected draw of each client, where they differ."""
     bands: int = 1
     """An example may be drawn in one of so many steps, and pays for that one."""
 
@@ -31,6 +33,10 @@ class Schedule(NamedTuple):
     def steps_of(self, client: int) -> int:
         """Returns the local steps of one client in a round."""
         return self.local_steps if self.client_steps is None else self.client_steps[client]
+
+    def batch_of(self, client: int) -> int:
+        """Returns the expected number of examples in a draw of one client."""
+        return self.batch_size if self.client_batches is None else self.client_batches[client]
 
     def sums(self, rounds: int, a_round: int) -> Steps:
         """Returns the noised sums of so many rounds, ``a_round`` in each, as accounting takes them."""

@@ -102,8 +102,13 @@ def client_plan(experiment: Experiment) -> Callable[..., Plan]:
         event = accounting.event_of(draw, sigma)
         return Plan(
             tuple(
-                ClientPlan(accounting.sampling(n, expected, capacity), sigma, event, priced=draw)
-                for n in sizes
+                ClientPlan(
+                    accounting.sampling(n, schedule.batch_of(client), capacity),
+                    sigma,
+                    event,
+                    priced=draw,
+                )
+                for client, n in enumerate(sizes)
             ),
             capacity,
             "client",

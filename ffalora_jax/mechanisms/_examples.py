@@ -35,7 +35,16 @@ def example_plan(
             _check_groups(min(sizes), expected, bands)
             schedule = schedule._replace(bands=bands)
         groups = [-(-size // bands) for size in sizes]  # the largest of them
-        draws = [accounting.sampling(group, expected, capacity) for group in groups]
+        batches = [schedule.batch_of(client) for client in range(len(sizes))]
+        draws = [
+            accounting.sampling(group, batch, capacity)
+            for group, batch in zip(groups, batches, strict=True)
+        ]
+        if len(set(batches)) > 1 and len(set(draws)) > MOST_GROUPS:
+            raise InputError(
+                f"Expected at most {MOST_GROUPS} different draws with sites.batch_size, got "
+                f"{len(set(draws))} (sizes and batches): give fewer batch sizes, or sites of alike sizes."
+            )
         warnings = [accounting.check_delta(settings.delta, size) for size in set(sizes)]
         if len(set(draws)) > MOST_GROUPS and capacity < accounting.default_capacity(expected):
             raise InputError(

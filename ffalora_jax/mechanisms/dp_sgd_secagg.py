@@ -117,6 +117,12 @@ def _check(experiment: Experiment) -> None:
             "what stays at a client would have its share of the noise alone",
         ),
         (
+            bool(sites.batch_size),
+            f"one batch size at all sites under {name}",
+            sites.batch_size,
+            "sums are divided once, for all",
+        ),
+        (
             sites.may_stay_away,
             f"all sites present under {name}",
             "sites that may not come",

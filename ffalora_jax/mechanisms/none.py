@@ -16,7 +16,12 @@ def build(experiment: Experiment) -> Mechanism:
 
     def plan(sizes, schedule, multipliers=None):
         clients = tuple(
-            ClientPlan(sampling(size, expected, capacity), 0.0, None, schedule.steps_of(client))
+            ClientPlan(
+                sampling(size, schedule.batch_of(client), capacity),
+                0.0,
+                None,
+                schedule.steps_of(client),
+            )
             for client, size in enumerate(sizes)
         )
         return Plan(

@@ -63,7 +63,9 @@ def one_step(method, mechanism, phase, step, head):
         real = (slots < count)[None] & (jnp.arange(steps) == step)[:, None]
         batch = Batch(jnp.broadcast_to(rows[None], real.shape), real)
         zero = jnp.float32(0)
-        me = Participant(jnp.int32(0), jnp.int32(0), start, jnp.uint32(0), zero, None, None, batch)
+        me = Participant(
+            jnp.int32(0), jnp.int32(0), start, jnp.uint32(0), zero, None, None, None, batch
+        )
         secret = rng.secret_root(NOISE_SEED)
         index = jnp.int32(phase)
         end, _, facts = update(secret, index, frozen, run.data, me._replace(memory=memory))
