@@ -32,6 +32,16 @@ def check_sizes(rows: list[np.ndarray], names: Sequence[str], expected: int) -> 
             )
 
 
+def check_weights(experiment: Experiment) -> None:
+    """Refuses weights that show what privacy is to hide."""
+    if experiment.weights == "inverse_loss" and experiment.privacy.is_private:
+        raise InputError(
+            "Expected weights = 'uniform' or 'size' under privacy, got 'inverse_loss': a training loss "
+            "looks at the examples without noise, and the mean would show it. Or set --privacy.mechanism "
+            "none."
+        )
+
+
 def check_steps(experiment: Experiment, method: Method) -> None:
     """Refuses fewer local steps than the method has parts."""
     if experiment.local_steps < len(method.local_parts):

@@ -121,7 +121,7 @@ class RoundSettings(NamedTuple):
     cohort_size: int
     cohort_sampling: str
     chunk: int
-    weighted: bool
+    weights: str
     rounds_per_call: int
     secret_cohort: bool = False
     """Who takes part is drawn from the secret key, and is what the mechanism paid for."""

@@ -25,6 +25,7 @@ from ffalora_jax.errors import InputError, between, nearest, one_of, positive
 
 COHORT_SAMPLINGS = ("fixed", "poisson")
 PREFIX_CACHES = ("auto", "always", "never")
+WEIGHTS = ("uniform", "size", "inverse_loss")
 CLIENT_DATA = ("auto", "device", "host")
 
 
@@ -85,9 +86,13 @@ class Experiment:
             "uploads on the wire: none, float16, int8 (unbiased), topk SHARE; not where sums alone are seen"
         ),
     ] = "none"
-    weighted: Annotated[
-        bool, Doc("average the clients by their number of examples (reveals the sizes)")
-    ] = False
+    weights: Annotated[
+        str,
+        Doc(
+            "of the clients in the mean: uniform, size (number of examples, which it reveals) or "
+            "inverse_loss (1 / training loss of the round; without privacy only)"
+        ),
+    ] = "uniform"
     evaluate_every: Annotated[int, Doc("rounds between evaluations on the validation part")] = 3
     max_validation: Annotated[
         int, Doc("validation examples per client used in between; the test part is used whole")
@@ -114,6 +119,7 @@ class Experiment:
         )
         one_of(COHORT_SAMPLINGS, cohort_sampling=self.cohort_sampling)
         one_of(PREFIX_CACHES, prefix_cache=self.prefix_cache)
+        one_of(WEIGHTS, weights=self.weights)
         one_of(CLIENT_DATA, client_data=self.client_data)
         mesh_axes(self.mesh)
         between(0, 2**32, seed=self.seed)

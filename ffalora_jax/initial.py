@@ -4,21 +4,25 @@ Comes after ``lora`` and ``methods``, which say what leaves there are, and befor
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import lora, rng
-from ffalora_jax.client import Frozen
+from ffalora_jax import controls, lora, rng
+from ffalora_jax.aggregation import Late, Sums
+from ffalora_jax.client import Frozen, Memory
 from ffalora_jax.config import Experiment
 from ffalora_jax.detours import LORA_FROM_START, split_a
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.lora_init import LoraInit
+from ffalora_jax.mechanisms import Mechanism
 from ffalora_jax.methods import Method
 from ffalora_jax.round import RoundState
+from ffalora_jax.server import Server
 from ffalora_jax.types import HEAD_LEAVES, Adapters
 
 
@@ -103,3 +107,24 @@ def redraw(model: LoraModel, method: Method, init: LoraInit) -> Callable[[Array,
         return lora.init_factors(model, init, *given) if method.redrawn else {}
 
     return fresh
+
+
+def nobody_late(server: Server, adapters: Adapters, num_clients: int) -> Late:
+    """Returns that no upload is under way."""
+    nothing = jax.tree.map(jnp.zeros_like, server.nothing(server.active(adapters, 0)))
+    return Late(Sums(nothing, jnp.float32(0)), jnp.zeros(num_clients, bool))
+
+
+def memories(
+    experiment: Experiment, mechanism: Mechanism, state: RoundState, num_clients: int
+) -> dict[str, Any]:
+    """Returns what the server and the clients keep beside leaves, before the first round."""
+    common, own, noise = None, None, None
+    if experiment.optimizer.control_variates:
+        common = controls.at_zero(state.adapters)
+        own = leaves.stack(common, num_clients)
+    if mechanism.correlated is not None:
+        mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
+        begun = mechanism.correlated.begin(leaves.merge(state.adapters, mine))
+        noise = leaves.stack(begun, num_clients)
+    return {"control": common, "memory": Memory(own, noise)}

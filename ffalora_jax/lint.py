@@ -110,13 +110,13 @@ def _epsilon(run: Prepared) -> list[Finding]:
 
 
 def _weights(run: Prepared) -> list[Finding]:
-    if not run.experiment.weighted or run.plan.unit is None:
+    if run.experiment.weights != "size" or run.plan.unit is None:
         return []
     return [
         Finding(
             "size-weights",
-            "weighted = true averages by the sites' numbers of examples, which are not protected and show in "
-            "the average; uniform weights keep them to the site.",
+            "weights = 'size' averages by the sites' numbers of examples, which are not protected and show "
+            "in the average; uniform weights keep them to the site.",
             "McMahan et al. 2018, arXiv:1710.06963, section 2",
         )
     ]

@@ -16,18 +16,23 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import controls, flops, partition, registry
-from ffalora_jax.aggregation import Late, Sums
-from ffalora_jax.checks import check_classes, check_sizes, check_steps, cohort_size_of
+from ffalora_jax import flops, partition, registry
+from ffalora_jax.checks import (
+    check_classes,
+    check_sizes,
+    check_steps,
+    check_weights,
+    cohort_size_of,
+)
 from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
-from ffalora_jax.client import Frozen, Memory, make_local_update, make_optimizer
+from ffalora_jax.client import Frozen, make_local_update, make_optimizer
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, Presence, RoundSettings, host_data, threshold
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.deal import where_data_lies
 from ffalora_jax.freezing import method_of
-from ffalora_jax.initial import initial_state, redraw
+from ffalora_jax.initial import initial_state, memories, nobody_late, redraw
 from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.lora_init import LoraInit
@@ -45,7 +50,6 @@ from ffalora_jax.schedules import rates_of
 from ffalora_jax.server import Server, make_server
 from ffalora_jax.tasks import Task, task_of
 from ffalora_jax.text import Encoded
-from ffalora_jax.types import Adapters
 
 
 class Prepared(NamedTuple):
@@ -125,6 +129,7 @@ def prepare(
     """
     method = method_of(experiment)
     check_steps(experiment, method)
+    check_weights(experiment)
     init: LoraInit = registry.lookup("inits", experiment.method.init)()
     make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)
     options = experiment.optimizer
@@ -168,7 +173,7 @@ def prepare(
         cohort_size=num_asked(experiment, cohort_size, len(rows)),
         cohort_sampling=experiment.cohort_sampling,
         chunk=1,
-        weighted=experiment.weighted,
+        weights=experiment.weights,
         rounds_per_call=min(experiment.evaluate_every, experiment.rounds),
         secret_cohort=plan.unit == "client",
         monitor=experiment.monitor.on,
@@ -207,8 +212,8 @@ def prepare(
         round_index=replicated(mesh, state.round_index),
         server=replicated(mesh, server.begin(state.adapters)),
         clip_factor=None if mechanism.adapt is None else replicated(mesh, jnp.float32(1)),
-        **replicated(mesh, _memories(experiment, mechanism, state, len(rows))),
-        late=replicated(mesh, _nobody_late(server, state.adapters, len(rows)))
+        **replicated(mesh, memories(experiment, mechanism, state, len(rows))),
+        late=replicated(mesh, nobody_late(server, state.adapters, len(rows)))
         if experiment.sites.late_weight
         else None,
     )
@@ -244,26 +249,6 @@ def prepare(
         sites,
         step_flops,
     )
-
-
-def _nobody_late(server: Server, adapters: Adapters, num_clients: int) -> Late:
-    nothing = jax.tree.map(jnp.zeros_like, server.nothing(server.active(adapters, 0)))
-    return Late(Sums(nothing, jnp.float32(0)), jnp.zeros(num_clients, bool))
-
-
-def _memories(
-    experiment: Experiment, mechanism: Mechanism, state: RoundState, num_clients: int
-) -> dict[str, Any]:
-    """Returns what the server and the clients keep beside leaves, before the first round."""
-    common, own, noise = None, None, None
-    if experiment.optimizer.control_variates:
-        common = controls.at_zero(state.adapters)
-        own = leaves.stack(common, num_clients)
-    if mechanism.correlated is not None:
-        mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
-        begun = mechanism.correlated.begin(leaves.merge(state.adapters, mine))
-        noise = leaves.stack(begun, num_clients)
-    return {"control": common, "memory": Memory(own, noise)}
 
 
 def _sites_and_presence(

@@ -24,6 +24,7 @@ from ffalora_jax.rng import Keys
 from ffalora_jax.server import Server
 from ffalora_jax.slots import (
     fill_up,
+    inverse_losses,
     keep,
     not_under_way,
     of_clients,
@@ -147,6 +148,8 @@ def _make_phase(
         if norms is not None:
             facts = facts._replace(update_norm=norms)
         stays = leaves.select(ends, leaves.names(personal))
+        if settings.weights == "inverse_loss":
+            weights = inverse_losses(facts)
         sums = weighted_sum(uploads, is_real, weights), None
         if late_weight:
             moved = jax.tree.map(
@@ -187,7 +190,7 @@ def _make_phase(
         own = of_slots((state.personal, memory))
         mine = of_slots(numbers)
         mine = mine._replace(threshold=jnp.where(busy.is_real, mine.threshold, jnp.uint32(0)))
-        weights = of_slots(data.sizes).astype(jnp.float32) if settings.weighted else None
+        weights = of_slots(data.sizes).astype(jnp.float32) if settings.weights == "size" else None
         shared = keys.secret, state.round_index, frozen, active, None if by_slot else data
         around = None
         if server.mechanism is not None and server.mechanism.sums_integers:
@@ -204,6 +207,8 @@ def _make_phase(
         )
         (*stays, uploads), facts, sums = over_devices(on_one_device, mesh, shared, apart)
         sums, moved_late = sums
+        if settings.weights == "inverse_loss":
+            weights = inverse_losses(facts)
         if late_weight and state.late is not None:
             sums = with_late(sums, state.late, server.nothing(active), late_weight)
         after, optimizer_state, control = server.step(

@@ -224,9 +224,9 @@ def make_server(
     server = server._replace(compression=compression_of(experiment.compression))
     if local.control_variates:
         server = server._replace(control_scale=local.learning_rate * experiment.local_steps)
-        if experiment.weighted:
+        if experiment.weights != "uniform":
             raise InputError(
-                "Expected weighted = false with optimizer.control_variates: the server's control is "
+                "Expected weights = 'uniform' with optimizer.control_variates: the server's control is "
                 "the plain mean over all clients, whoever comes."
             )
     if mechanism.correlated is not None and (method.phases or method.local_parts):

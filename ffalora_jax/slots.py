@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ffalora_jax.client import Participant
+from ffalora_jax.client import ClientFacts, Participant
 from ffalora_jax.cohort import Batch, Cohort
 from ffalora_jax.types import Tree
 
@@ -47,6 +47,13 @@ def over_clients(local_update: Callable, shared: tuple, participants: Participan
     if chunk >= count:
         return jax.vmap(one_client)(participants)
     return jax.lax.map(one_client, participants, batch_size=chunk)
+
+
+def inverse_losses(facts: ClientFacts) -> Array:
+    """Returns 1 / mean training loss of each client's draws; 0 where it drew nothing. Not private."""
+    drawn = facts.clip.num_real - facts.clip.num_broken
+    mean = facts.clip.loss_sum / jnp.maximum(drawn, 1)
+    return jnp.where(drawn > 0, 1 / jnp.maximum(mean, 1e-6), 0.0)
 
 
 def of_those_there(uploads: Tree, nothing: Tree, weights: Array | None, cohort: Cohort):

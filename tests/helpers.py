@@ -50,7 +50,7 @@ def prepared(
         client_chunk=chunk,
         cohort_size=cohort_size,
         cohort_sampling=sampling,
-        weighted=weighted,
+        weights="size" if weighted else "uniform",
         data=DataConfig(name="synthetic", max_examples=num_examples),
         partition=PartitionConfig(name="quantity", num_clients=clients, quantity_skew=0.5),
         model=ModelConfig(name="tiny", max_tokens=16, head=head),

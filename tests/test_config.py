@@ -26,7 +26,7 @@ UNUSUAL = Experiment(
     name='quotes " and \\ and ü',
     noise_seed=2**64 - 1,
     client_chunk="3",
-    weighted=True,
+    weights="size",
     cohort_size=2,
     data=DataConfig(name="csv", path="a dir/b.csv", text_pair="second", max_examples=7),
     partition=PartitionConfig(name="dirichlet", dirichlet_alpha=0.05),
@@ -162,13 +162,13 @@ def test_flags_override_the_file(tmp_path):
     file = tmp_path / "experiment.toml"
     file.write_text('rounds = 4\nseed = 5\n[privacy]\nepsilon = 2\n[method]\ninit = "gaussian"\n')
     experiment, out = flags.read_run(
-        [str(file), "--rounds", "7", "--privacy.epsilon=3", "--out", "there", "--weighted"]
+        [str(file), "--rounds", "7", "--privacy.epsilon=3", "--out", "there", "--monitor.on"]
     )
     assert out == "there"
     assert experiment == Experiment(
         rounds=7,
         seed=5,
-        weighted=True,
+        monitor=MonitorConfig(on=True),
         method=MethodConfig(init="gaussian"),
         privacy=PrivacyConfig(epsilon=3.0),
     )
@@ -227,7 +227,7 @@ def test_an_unknown_flag_names_the_nearest(flag, nearest):
         ('rounds = "3"', ["int", "rounds", "'3'"]),
         ("rounds = 2.5", ["int", "rounds", "2.5"]),
         ("rounds = true", ["int", "rounds", "True"]),
-        ("weighted = 1", ["bool", "weighted"]),
+        ("packing = 1", ["bool", "packing"]),
         ("privacy = 3", ["table", "[privacy]"]),
         ("[privacy]\nepsilon = '6'", ["float", "privacy.epsilon"]),
         ("[optimizer]\noptions = 3", ["dict", "optimizer.options"]),

@@ -167,7 +167,7 @@ def test_messages_are_twice_as_long():
         ({"method": "fedsvd"}, {}),
         ({"method": "local_only"}, {}),
         ({"mechanism": "dp_sgd_secagg"}, {}),
-        ({}, {"weighted": True}),
+        ({}, {"weights": "size"}),
         ({}, {"client_data": "host"}),
     ],
 )

@@ -139,7 +139,7 @@ def test_noise_is_calibrated_to_a_budget_over_all_rounds():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"weighted": True}, "weighted = false under client-level privacy"),
+        ({"weighted": True}, "weights = 'uniform' under client-level privacy"),
         ({"cohort_size": 2}, "cohort_sampling = 'poisson' under client-level privacy with 2 of 4"),
         ({"method": "flora"}, "flora' reads each client's upload"),
         ({"method": "local_only"}, "local_only' is a yardstick"),

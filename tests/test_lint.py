@@ -29,7 +29,7 @@ CENTRAL = {"mechanism": "dp_fedavg"}
         ("delta-above-1/n", {}, {"privacy.delta": 0.05}),
         ("epsilon-too-large", {}, {"privacy.noise_multiplier": 0.3}),
         ("epsilon-of-one-round", {}, {"privacy.epsilon": 2.0}),
-        ("size-weights", {}, {"weighted": True}),
+        ("size-weights", {}, {"weights": "size"}),
         ("stopping-by-looking", {}, {}),
         ("noise-seed-given", {}, {"noise_seed": 4}),
         ("personal-outside-the-noise", CENTRAL, {"model.head": "personal"}),
@@ -77,10 +77,10 @@ def test_a_clip_norm_that_always_or_never_binds_is_told_after_a_few_rounds(share
 
 def test_warnings_come_before_the_run_and_stand_in_its_folder(tmp_path):
     said = []
-    experiment = prepared().experiment.replace(rounds=3, weighted=True, evaluate_every=3)
+    experiment = prepared().experiment.replace(rounds=3, weights="size", evaluate_every=3)
     experiment = experiment.replace(**{"privacy.clip_norm": 1e6, "privacy.noise_multiplier": 1.0})
     ffa.simulate(experiment, out=tmp_path / "run", observe=lambda event: said.append(event.stage))
-    assert any(stage.startswith("warning: weighted = true") for stage in said)
+    assert any(stage.startswith("warning: weights = 'size'") for stage in said)
     warnings = json.loads((tmp_path / "run" / "privacy.json").read_text())["warnings"]
     assert len(warnings) == 2
     assert "reached privacy.clip_norm" in warnings[1]
@@ -89,7 +89,7 @@ def test_warnings_come_before_the_run_and_stand_in_its_folder(tmp_path):
 
 
 def test_the_command_checks_files_and_runs_and_writes_nothing(tmp_path, capsys):
-    experiment = prepared().experiment.replace(rounds=3, weighted=True)
+    experiment = prepared().experiment.replace(rounds=3, weights="size")
     ffa.simulate(experiment, out=tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     assert "warning size-weights: " in here("check", tmp_path / "run")

@@ -84,7 +84,7 @@ def twin_rounds(run, count):
             [drawn_rows(run, round_index, client) for client in cohort],
             server=rule,
             central=_central(run),
-            weights=sizes if run.experiment.weighted else None,
+            weights=sizes if run.experiment.weights == "size" else None,
             secret=rng.secret_root(NOISE_SEED),
             round_index=round_index,
             clip_norm=mechanism.clip_norm,

@@ -128,7 +128,7 @@ def test_norms_of_single_uploads_are_marked_as_not_private(tmp_path):
         ({"optimizer.name": "adam"}, "plain sgd"),
         ({"optimizer.options": {"momentum": 0.9}}, "plain sgd"),
         ({"optimizer.schedule": "linear 0.1"}, "plain sgd"),
-        ({"weighted": True}, "weighted = false"),
+        ({"weights": "size"}, "weights = 'uniform'"),
         ({"cohort_sampling": "poisson"}, "'fixed'"),
         ({"model.head": "personal"}, "trained or frozen"),
         ({"sites.available": "0.9"}, "all sites present"),

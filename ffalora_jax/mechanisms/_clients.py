@@ -61,10 +61,10 @@ def client_plan(experiment: Experiment) -> Callable[..., Plan]:
     """
     settings, expected = experiment.privacy, experiment.batch_size
     capacity = accounting.default_capacity(expected)
-    if experiment.weighted:
+    if experiment.weights != "uniform":
         raise InputError(
-            "Expected weighted = false under client-level privacy: a client that counts n_k times moves the "
-            "sum by n_k clip norms, and its size would show."
+            "Expected weights = 'uniform' under client-level privacy: a client that counts n_k times moves "
+            "the sum by n_k clip norms, and its size would show."
         )
 
     if experiment.sites.over_select > 1:

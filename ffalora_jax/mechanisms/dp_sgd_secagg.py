@@ -99,9 +99,9 @@ def _check(experiment: Experiment) -> None:
             "uploads are integers on one grid",
         ),
         (
-            experiment.weighted,
-            f"weighted = false under {name}",
-            True,
+            experiment.weights != "uniform",
+            f"weights = 'uniform' under {name}",
+            experiment.weights,
             "weights change the sensitivity",
         ),
         (
