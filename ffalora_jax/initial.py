@@ -116,7 +116,11 @@ def nobody_late(server: Server, adapters: Adapters, num_clients: int) -> Late:
 
 
 def memories(
-    experiment: Experiment, mechanism: Mechanism, state: RoundState, num_clients: int
+    experiment: Experiment,
+    method: Method,
+    mechanism: Mechanism,
+    state: RoundState,
+    num_clients: int,
 ) -> dict[str, Any]:
     """Returns what the server and the clients keep beside leaves, before the first round."""
     common, own, noise = None, None, None
@@ -125,6 +129,8 @@ def memories(
         own = leaves.stack(common, num_clients)
     if mechanism.correlated is not None:
         mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
-        begun = mechanism.correlated.begin(leaves.merge(state.adapters, mine))
+        everything = leaves.merge(state.adapters, mine)
+        trained = leaves.select(everything, method.trained | set(HEAD_LEAVES))
+        begun = mechanism.correlated.begin(trained)
         noise = leaves.stack(begun, num_clients)
     return {"control": common, "memory": Memory(own, noise)}

@@ -212,7 +212,7 @@ def prepare(
         round_index=replicated(mesh, state.round_index),
         server=replicated(mesh, server.begin(state.adapters)),
         clip_factor=None if mechanism.adapt is None else replicated(mesh, jnp.float32(1)),
-        **replicated(mesh, memories(experiment, mechanism, state, len(rows))),
+        **replicated(mesh, memories(experiment, method, mechanism, state, len(rows))),
         late=replicated(mesh, nobody_late(server, state.adapters, len(rows)))
         if experiment.sites.late_weight
         else None,

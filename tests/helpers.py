@@ -69,6 +69,8 @@ def go_together(method: str, mechanism: str) -> bool:
     sums_alone = mechanism in ("dp_fedavg", "dp_fedavg_adaptive", "dp_sgd_secagg")
     if sums_alone and (found.reads_uploads or found.is_baseline):
         return False
+    if mechanism == "dp_sgd_banded":  # its noise runs on from step to step, in all leaves
+        return not (found.phases or found.local_parts)
     return mechanism != "dp_sgd_secagg" or not (found.personal or found.local_parts)
 
 
