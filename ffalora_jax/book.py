@@ -19,6 +19,7 @@ FINAL_FIELDS = (
     "majority_accuracy",
     "test_loss",
     "test_metrics",
+    "members",
 )
 """What only the last line of metrics.jsonl has."""
 
@@ -98,7 +99,7 @@ class Book:
             norms = np.asarray(infos.facts.update_norm[index][slots])
             share = self._clipped(norms, self._bound(infos, index, round_index))
         return {
-            "loss": clip.loss_sum / whole if whole else None,
+            "loss": clip.loss_sum / whole / self.run.model.members if whole else None,
             "clipped_share": share,
             "gradient_norm": clip.norm_sum / whole if whole else None,
             "drawn": int(clip.num_real),

@@ -95,6 +95,7 @@ def make_local_update(
     proximal: float = 0.0,
     expected: int = 1,
     watch: bool = False,
+    separate: int = 1,
 ) -> Callable:
     """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, Memory, ClientFacts)``.
 
@@ -114,13 +115,18 @@ def make_local_update(
             adapters = leaves.merge(held, trained)
             place = (round_index, me.client, index, example.rows)
             key = rng.stream(noise_key, rng.Purpose.DROPOUT, *place) if model.dropout else None
-            forward = partial(model.apply_training, frozen.backbone, adapters, key)
-            return task.loss(forward, example.inputs, example.labels)
+
+            def loss(adapters):
+                forward = partial(model.apply_training, frozen.backbone, adapters, key)
+                return task.loss(forward, example.inputs, example.labels)
+
+            return loss(adapters) if model.members == 1 else jnp.sum(jax.vmap(loss)(adapters))
 
         def clipped(trained, held, batch, index, clip_norm):
             if packing is None:
                 loss = partial(example_loss, held=held, index=index)
-                return clipped_sum_in_blocks(loss, trained, data, batch, clip_norm, blocks)
+                where = trained, data, batch, clip_norm, blocks, separate
+                return clipped_sum_in_blocks(loss, *where)
             where = frozen.backbone, held, trained
             return packed_clipped_sum(model, task, *where, data, batch, clip_norm, packing)
 
@@ -265,32 +271,3 @@ def _within(adapters: Adapters, rank: Array | None) -> Adapters:
         layer: {name: cut(name, leaf) for name, leaf in found.items()}
         for layer, found in adapters.items()
     }
-
-
-def make_optimizer(
-    name: str, learning_rate: float, options: dict[str, float], whose: str = "local"
-) -> optax.GradientTransformation:
-    """Returns the optax optimiser of that name.
-
-    Raises:
-        InputError: no such optimiser, arguments it does not take, one that needs more than gradients.
-    """
-    from ffalora_jax.errors import InputError, nearest
-
-    known = [entry for entry in dir(optax) if entry.islower() and callable(getattr(optax, entry))]
-    factory = getattr(optax, name, None) if name in known else None
-    if factory is None:
-        raise InputError(
-            f"No optimiser {name!r} in optax: use sgd, adam, adamw, ...{nearest(name, known)}"
-        )
-    try:
-        optimizer = factory(learning_rate=learning_rate, **options)
-        sample = {"layer": {"leaf": jnp.zeros((2, 2))}}
-        jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), sample)
-    except Exception as error:
-        raise InputError(
-            f"Cannot use optax.{name}(learning_rate={learning_rate}, **{options}) as a {whose} "
-            f"optimiser ({str(error).splitlines()[0]}): it must take a learning rate and update from "
-            "gradients alone, like sgd or adam."
-        ) from None
-    return optimizer

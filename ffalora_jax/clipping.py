@@ -4,6 +4,7 @@ Only here is the example axis vmapped. ``clipped_sum`` does one block of example
 goes through a draw block by block, as many as the draw filled. Both give the same numbers.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -43,6 +44,7 @@ def clipped_sum(
     examples: Tree,
     is_real: Bool[Array, " example"],
     clip_norm: float | Float[Array, ""],
+    members: int = 1,
 ) -> tuple[Tree, ClipFacts]:
     """Sums per-example gradients, each clipped to ``clip_norm`` jointly over all leaves.
 
@@ -58,10 +60,22 @@ def clipped_sum(
         examples: pytree with a leading example axis.
         is_real: False for padding.
         clip_norm: L2 bound C; infinity switches clipping off.
+        members: above 1, leaves have a leading axis of so many, each of which is clipped by itself to
+            C / sqrt(members), which together is at most C.
     """
     losses, gradients = jax.vmap(jax.value_and_grad(example_loss), in_axes=(None, 0))(
         trained, examples
     )
+    if members > 1:
+        own = clip_norm / math.sqrt(members)
+        each = partial(_scaled_sum, losses, is_real=is_real, clip_norm=own)
+        total, facts = jax.vmap(each, in_axes=1)(gradients)
+        return total, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), facts)
+    return _scaled_sum(losses, gradients, is_real=is_real, clip_norm=clip_norm)
+
+
+def _scaled_sum(losses, gradients, *, is_real, clip_norm) -> tuple[Tree, ClipFacts]:
+    """Returns the clipped sum of per-example gradients (example, ...) that are there already."""
     gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
     norms = jax.vmap(optax.tree.norm)(gradients)
     kept = is_real & jnp.isfinite(norms)
@@ -95,6 +109,7 @@ def clipped_sum_in_blocks(
     batch: Batch,
     clip_norm: float | Float[Array, ""],
     blocks: Blocks,
+    members: int = 1,
 ) -> tuple[Tree, ClipFacts]:
     """Does ``clipped_sum`` over a draw, block by block, longest examples first.
 
@@ -111,7 +126,8 @@ def clipped_sum_in_blocks(
     widths = jnp.asarray(blocks.widths[:-1], jnp.int32)
 
     def at_width(width, rows, is_real):
-        return clipped_sum(example_loss, trained, take(data, rows, width), is_real, clip_norm)
+        examples = take(data, rows, width)
+        return clipped_sum(example_loss, trained, examples, is_real, clip_norm, members)
 
     only_one = len(blocks.widths) == 1
     branches = [partial(at_width, None if only_one else width) for width in blocks.widths]

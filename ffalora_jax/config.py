@@ -16,11 +16,11 @@ from ffalora_jax.config_sites import SitesConfig
 from ffalora_jax.config_training import (
     MethodConfig,
     ModelConfig,
-    MonitorConfig,
     OptimizerConfig,
     PrivacyConfig,
     ServerConfig,
 )
+from ffalora_jax.config_watch import EnsembleConfig, MonitorConfig
 from ffalora_jax.errors import InputError, between, nearest, one_of, positive
 
 COHORT_SAMPLINGS = ("fixed", "poisson")
@@ -106,6 +106,7 @@ class Experiment:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     sites: SitesConfig = field(default_factory=SitesConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
     def __post_init__(self):
         positive(

@@ -268,23 +268,3 @@ class PrivacyConfig:
         if self.epsilon is None and self.noise_multiplier is None:
             return DEFAULT_EPSILON
         return self.epsilon
-
-
-@dataclass(frozen=True)
-class MonitorConfig:
-    """What a round tells beside its figures."""
-
-    on: Annotated[
-        bool,
-        Doc(
-            "how far the clients drift apart, what averaging factors loses, how A turns, how many directions "
-            "B uses (all from what is private already), and signal to noise layer by layer (not private)"
-        ),
-    ] = False
-    private: Annotated[
-        bool,
-        Doc(
-            "leave out what looks at training data without noise: loss, clipped share, gradient norm, sizes "
-            "of draws, signal to noise"
-        ),
-    ] = False

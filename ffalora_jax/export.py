@@ -39,13 +39,22 @@ def run(arguments: list[str]) -> int:
         "--merge", action="store_true", help="a plain Hugging Face model in place of an adapter"
     )
     parser.add_argument("--client", metavar="NAME", help="with this client's personal leaves")
+    parser.add_argument(
+        "--member", metavar="N", type=int, help="of an ensemble: this member, from 0"
+    )
     asked = parser.parse_args(arguments)
-    print(export_run(load_run(asked.run), asked.out, merge=asked.merge, client=asked.client))
+    chosen = {"merge": asked.merge, "client": asked.client, "member": asked.member}
+    print(export_run(load_run(asked.run), asked.out, **chosen))
     return 0
 
 
 def export_run(
-    run: Run, out: str | Path, *, merge: bool = False, client: str | None = None
+    run: Run,
+    out: str | Path,
+    *,
+    merge: bool = False,
+    client: str | None = None,
+    member: int | None = None,
 ) -> Path:
     """Writes the folder and returns its path.
 
@@ -57,6 +66,7 @@ def export_run(
         out: folder to make.
         merge: W + scaling A B in place of an adapter, as a plain Hugging Face model.
         client: whose personal leaves to take, of a method or head that has some.
+        member: which one of an ensemble, from 0.
 
     Raises:
         InputError: the folder exists or cannot be written; an unknown client; leaves that stay at clients
@@ -66,6 +76,7 @@ def export_run(
     if out.exists():
         raise InputError(f"Folder {str(out)!r} exists: give the path of a new one.")
     adapters = _leaves_of(run.ready, client, merge)
+    adapters = _member_of(adapters, run.ready.lora.members, member)
     settings, model, adapters = _plain_lora(run.experiment.method, run.ready.lora, adapters)
     files = peft_io.to_peft(settings, run.ready.loaded, model, adapters)
     try:
@@ -121,6 +132,18 @@ def _leaves_of(ready: Ready, client: str | None, merge: bool) -> Adapters:
     if personal and (merge or peft_io.why_not(ready.loaded, ready.lora, adapters)):
         raise InputError(f"This run has leaves that stay at the clients: --client, one of {there}.")
     return adapters
+
+
+def _member_of(adapters: Adapters, members: int, member: int | None) -> Adapters:
+    """Returns the leaves of one member of an ensemble."""
+    if members == 1 and member in (None, 0):
+        return adapters
+    if member is None or not 0 <= member < members:
+        raise InputError(
+            f"This run has {members} members, and a checkpoint holds one: --member 0 to {members - 1}, got "
+            f"{member}. metrics.jsonl says which did best on the validation part (not private)."
+        )
+    return jax.tree.map(lambda leaf: leaf[member], adapters)
 
 
 def _facts(

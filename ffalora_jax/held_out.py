@@ -3,12 +3,13 @@
 None of it is private: held-out examples are outside the mechanism.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ffalora_jax import rng
+from ffalora_jax import ensemble, rng
 from ffalora_jax.evaluate import Predict, Scores, adapters_of, evaluate, majority_accuracy
 from ffalora_jax.partition import MOST_LISTED
 from ffalora_jax.prepare import Prepared
@@ -51,6 +52,34 @@ def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
         "test_accuracy_per_client": each and dict(zip(owners.names, each, strict=True)),
         "test_loss": scores.loss,
         "test_metrics": figures,
+    }
+
+
+def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
+    """Scores each member of an ensemble alone, and the one that does best on the validation part."""
+    count = run.model.members
+    if count == 1:
+        return {}
+    found: dict[str, list[float]] = {"validation_accuracy": [], "test_accuracy": []}
+    for member in range(count):
+        frozen = run.frozen._replace(adapters=ensemble.alone(run.frozen.adapters, member))
+        mine = run._replace(frozen=frozen)
+        theirs = dataclasses.replace(
+            state,
+            adapters=ensemble.alone(state.adapters, member),
+            personal=ensemble.alone(state.personal, member, axis=1),
+        )
+        found["validation_accuracy"].append(validation(mine, predict, theirs).get("accuracy", 0.0))
+        tested = _scores(mine, predict, theirs, run.owners.test)
+        found["test_accuracy"].append(float("nan") if tested is None else tested.accuracy)
+    best = int(np.argmax(found["validation_accuracy"]))
+    return {
+        "members": {
+            **found,
+            "spread": float(np.std(found["test_accuracy"], ddof=1)),
+            "best_on_validation": best,
+            "its_test_accuracy": found["test_accuracy"][best],
+        }
     }
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import controls, lora, rng
+from ffalora_jax import controls, ensemble, lora, rng
 from ffalora_jax.aggregation import Late, Sums
 from ffalora_jax.client import Frozen, Memory
 from ffalora_jax.config import Experiment
@@ -39,20 +39,18 @@ def initial_state(
     Trained leaves are split three ways: sent ones live once, at the server; personal ones once a client;
     the factor that no phase trains is frozen beside the backbone.
     """
-    zeros = {name: dict(model.shapes[name]) for name in model.adapted}
-    everything = jax.tree.map(jnp.zeros, zeros, is_leaf=lambda x: isinstance(x, tuple))
     root = rng.public_root(experiment.seed)
     if not (method.trained or model.head):
         raise InputError(
             f"method.name {experiment.method.name!r} trains the head alone, and here none is trained: set "
             "--model.head trained, or take another method."
         )
-    drawn = _factors(model, method, init, root)
-    special = {} if method.begin is None else _begin(model, method, root)
-    everything = leaves.merge(everything, *drawn, special, model.head, begin or {})
-    everything = {
-        layer: split_a(found, model.shapes.get(layer, {})) for layer, found in everything.items()
-    }
+    everything = ensemble.stacked(
+        [
+            _everything(model, method, init, key, begin or {})
+            for key in ensemble.roots(root, model.members)
+        ]
+    )
     held = method.trained | method.kept | (set(HEAD_LEAVES) if model.head else set())
     stays = experiment.model.head == "personal" or method.shares_nothing
     personal = method.personal | (set(HEAD_LEAVES) if model.head and stays else set())
@@ -63,6 +61,20 @@ def initial_state(
         round_index=jnp.int32(0),
     )
     return frozen, state
+
+
+def _everything(
+    model: LoraModel, method: Method, init: LoraInit, root: Array, begin: Adapters
+) -> Adapters:
+    """Returns all leaves of one member."""
+    zeros = {name: dict(model.shapes[name]) for name in model.adapted}
+    everything = jax.tree.map(jnp.zeros, zeros, is_leaf=lambda x: isinstance(x, tuple))
+    drawn = _factors(model, method, init, root)
+    special = {} if method.begin is None else _begin(model, method, root)
+    everything = leaves.merge(everything, *drawn, special, model.head, begin)
+    return {
+        layer: split_a(found, model.shapes.get(layer, {})) for layer, found in everything.items()
+    }
 
 
 def _factors(model: LoraModel, method: Method, init: LoraInit, root: Array) -> list[Adapters]:
@@ -103,8 +115,14 @@ def redraw(model: LoraModel, method: Method, init: LoraInit) -> Callable[[Array,
         )
 
     def fresh(root, round_index):
-        given = root, "lora_a", round_index
-        return lora.init_factors(model, init, *given) if method.redrawn else {}
+        if not method.redrawn:
+            return {}
+        return ensemble.stacked(
+            [
+                lora.init_factors(model, init, key, "lora_a", round_index)
+                for key in ensemble.roots(root, model.members)
+            ]
+        )
 
     return fresh
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from ffalora_jax import encode as encoding
-from ffalora_jax import lora, peft_io, pretrained, registry, rng
+from ffalora_jax import ensemble, lora, peft_io, pretrained, registry, rng
 from ffalora_jax.codec import TextCodec
 from ffalora_jax.config import Experiment, MethodConfig, ModelConfig
 from ffalora_jax.data import Dataset, as_dataset
@@ -168,7 +168,7 @@ def inject(experiment: Experiment, loaded: Loaded) -> LoraModel:
         peft_io.check_same(loaded.start.adapted, model.adapted)
     if experiment.model.scan_layers and not loaded.own:
         _let_go(cast(Any, loaded.model).layers)
-    return model
+    return ensemble.of_model(model, experiment.ensemble.members)
 
 
 def _detour(settings: MethodConfig, method: Method) -> Detour:

@@ -25,7 +25,7 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.engine import Engine
 from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.experiment_file import from_table, to_toml
-from ffalora_jax.held_out import test, validation
+from ffalora_jax.held_out import members, test, validation
 from ffalora_jax.interrupt import stop_flag
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.mesh import num_shards, replicated
@@ -193,6 +193,7 @@ class _Computation:
             found |= validation(self.run, self._predict, self.state)
         if last:
             found |= test(self.run, self._predict, self.state)
+            found |= members(self.run, self._predict, self.state)
         return found
 
 

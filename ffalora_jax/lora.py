@@ -53,6 +53,8 @@ class LoraModel(NamedTuple):
     apply_frozen: Callable[..., Float[Array, "*batch token feature"]] | None = None
     """(backbone, *inputs, products) -> what those blocks give; with ``products``, beside it what the frozen
     weights of the block above make of it."""
+    members: int = 1
+    """Adapters side by side, on a leading axis of every leaf (``ensemble``)."""
 
 
 def inject(

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax import flops, partition, registry
+from ffalora_jax import ensemble, flops, partition, registry
 from ffalora_jax.checks import (
     check_classes,
     check_sizes,
@@ -25,7 +25,7 @@ from ffalora_jax.checks import (
     cohort_size_of,
 )
 from ffalora_jax.chunking import LEAST_AT_ONCE, arrange, bytes_per_client, choose
-from ffalora_jax.client import Frozen, make_local_update, make_optimizer
+from ffalora_jax.client import Frozen, make_local_update
 from ffalora_jax.clipping import Blocks
 from ffalora_jax.cohort import ClientData, Presence, RoundSettings, host_data, threshold
 from ffalora_jax.config import Experiment
@@ -40,6 +40,7 @@ from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
 from ffalora_jax.mesh import backbone_on, make_mesh, num_shards, replicated
 from ffalora_jax.methods import Method
 from ffalora_jax.network import Sites, sites_of
+from ffalora_jax.optimizers import make_optimizer
 from ffalora_jax.partition import Owners
 from ffalora_jax.prefix import kept_prefix
 from ffalora_jax.presence import num_asked, own_numbers, presence_of
@@ -91,7 +92,7 @@ class Prepared(NamedTuple):
 
     def local_update(self):
         """Returns the pure function of one client's part of a round."""
-        watched = self.experiment.monitor
+        watched, ensembled = self.experiment.monitor, self.experiment.ensemble
         return make_local_update(
             self.model,
             self.task,
@@ -104,6 +105,7 @@ class Prepared(NamedTuple):
             self.packing,
             self.experiment.optimizer.proximal,
             self.experiment.batch_size,
+            separate=ensembled.members if ensembled.clip == "separate" else 1,
             watch=watched.on and not watched.private and self.plan.unit is not None,
         )
 
@@ -127,7 +129,7 @@ def prepare(
     Raises:
         InputError: anything about the experiment that cannot work.
     """
-    method = method_of(experiment)
+    method = ensemble.of_method(method_of(experiment), experiment.ensemble.members)
     check_steps(experiment, method)
     check_weights(experiment)
     init: LoraInit = registry.lookup("inits", experiment.method.init)()
@@ -136,6 +138,7 @@ def prepare(
     optimizer = make_optimizer(options.name, options.learning_rate, options.options)
     dataset = load_dataset(experiment, data)
     check_classes(dataset)
+    ensemble.check(experiment, method, init, dataset.kind)
     owners = partition.partition(dataset, experiment.partition, experiment.seed)
     rows = [np.concatenate(owners.train)] if method.pooled else owners.train
     expected = experiment.batch_size * (len(owners.train) if method.pooled else 1)

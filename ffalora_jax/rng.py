@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     FRAME = 15  # indices: layer, factor
     SITES = 16  # indices: what is drawn
     PRESENCE = 17  # indices: stretch of rounds
+    ENSEMBLE = 18  # indices: member, from the second on
     BATCH = 20  # indices: round, client, step
     NOISE = 21  # indices: round, client, step, leaf
     DROPOUT = 22  # indices: round, client, step, example, layer

@@ -60,6 +60,7 @@ NOT_PRIVATE_FIELDS = (
     "test_accuracy_per_client",
     "test_loss",
     "test_metrics",
+    "members",
     "majority_accuracy",
 )
 

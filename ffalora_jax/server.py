@@ -14,12 +14,12 @@ from jaxtyping import Array
 from ffalora_jax import adapters as leaves
 from ffalora_jax import controls
 from ffalora_jax.aggregation import Sums, mean_upload
-from ffalora_jax.client import make_optimizer
 from ffalora_jax.compression import Compression, compression_of
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import Mechanism, Plan
 from ffalora_jax.methods import Method
+from ffalora_jax.optimizers import make_optimizer
 from ffalora_jax.types import HEAD_LEAVES, Adapters, Tree
 
 

@@ -65,6 +65,7 @@ def test_purposes_keep_their_numbers():
         "FRAME": 15,
         "SITES": 16,
         "PRESENCE": 17,
+        "ENSEMBLE": 18,
         "BATCH": 20,
         "NOISE": 21,
         "DROPOUT": 22,

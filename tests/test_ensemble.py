@@ -1,0 +1,145 @@
+"""Members of an ensemble: each is its own run, one bill bounds them all, the mean of their logits answers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ffalora_jax as ffa
+from ffalora_jax import cli
+from ffalora_jax.errors import InputError
+from ffalora_jax.prepare import prepare
+from ffalora_jax.run_facts import message_bytes
+from tests.contracts import test_sensitivity
+from tests.helpers import prepared, run_rounds
+from tests.tiny_runs import same_bits, tiny
+
+MEMBERS = 3
+
+
+def with_members(members=MEMBERS, clip="joint", changes=None, **settings):
+    base = prepared(**settings).experiment
+    more = {"ensemble.members": members, "ensemble.clip": clip, "packing": False, **(changes or {})}
+    return prepare(base.replace(**more))
+
+
+def member_of(tree, index, axis=0):
+    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis), tree)
+
+
+def assert_close(one, other, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), one, other)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ffa_lora",
+        "fedsa_lora",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("fedsvd", "flora", "rolora", "la_lora")
+        ),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("ravan", "vera", "hetlora", "fedask")),
+    ],
+)
+def test_without_clipping_every_member_is_a_run_of_its_own(method):
+    """The first that of the same seed without others; the rest from what they began with."""
+    run = with_members(method=method, mechanism="none")
+    single = prepare(prepared(method=method, mechanism="none").experiment.replace(packing=False))
+    state, _ = run_rounds(run, 2)
+    for index in range(MEMBERS):
+        frozen = single.frozen._replace(adapters=member_of(run.frozen.adapters, index))
+        begin = single.state.replace(
+            adapters=member_of(run.state.adapters, index),
+            personal=member_of(run.state.personal, index, 1),
+        )
+        if index == 0:
+            assert_close(begin.adapters, single.state.adapters, 0)
+            assert_close(frozen.adapters, single.frozen.adapters, 0)
+        own, _ = run_rounds(single._replace(frozen=frozen), 2, begin)
+        # What is drawn anew in every round comes from each member's own key.
+        if method != "flora" or index == 0:
+            assert_close(member_of(state.adapters, index), own.adapters, 2e-6)
+            assert_close(member_of(state.personal, index, 1), own.personal, 2e-6)
+    drawn = jax.tree.leaves((run.frozen.adapters, run.state.adapters))
+    assert any(np.any(leaf[0] != leaf[1]) for leaf in drawn)
+
+
+def test_the_model_answers_with_the_mean_of_its_members_logits():
+    run, single = with_members(), prepared()
+    inputs = {key: leaf[:4] for key, leaf in run.data.inputs.items()}
+    state, _ = run_rounds(run, 1)
+    every = {
+        layer: {**run.frozen.adapters.get(layer, {}), **state.adapters.get(layer, {})}
+        for layer in {*run.frozen.adapters, *state.adapters}
+    }
+    each = [
+        single.model.apply(single.model.backbone, member_of(every, index), **inputs)
+        for index in range(MEMBERS)
+    ]
+    np.testing.assert_allclose(
+        run.model.apply(run.model.backbone, every, **inputs), np.mean(each, axis=0), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("clip", ["joint", "separate"])
+def test_an_example_more_moves_all_members_together_by_at_most_the_clip_norm(clip, monkeypatch):
+    def ensembled(**settings):
+        return with_members(clip=clip, **settings)
+
+    monkeypatch.setattr(test_sensitivity, "prepared", ensembled)
+    run, after = test_sensitivity.one_step.__wrapped__("ffa_lora", "dp_sgd", 0, 0, "trained")
+    bound = test_sensitivity.CLIP * 0.4 / run.experiment.batch_size
+    moved, _ = after(0, np.float32(3), np.zeros(run.plan.capacity, np.int32), 1)
+    norms = np.sqrt(
+        sum(np.sum(np.square(x), axis=tuple(range(1, x.ndim))) for x in jax.tree.leaves(moved))
+    )
+    if clip == "separate":
+        assert (norms <= bound / np.sqrt(MEMBERS) * (1 + 1e-3)).all()
+    assert np.sqrt(np.sum(norms**2)) <= bound * (1 + 1e-3)
+    if clip == "joint":
+        test_sensitivity.holds_for(after, bound, run.plan.capacity)
+
+
+def test_the_bill_is_that_of_one_run_and_the_messages_are_those_of_all():
+    run, single = with_members(), prepared()
+    assert run.plan.spent(0, 12) == single.plan.spent(0, 12)
+    assert message_bytes(run) == tuple(MEMBERS * count for count in message_bytes(single))
+
+
+def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(tmp_path, capsys):
+    changes = {"ensemble.members": 2, "rounds": 2, "evaluate_every": 1}
+    run = ffa.simulate(tiny(**changes), out=tmp_path / "whole")
+    found = run.metrics[-1]["members"]
+    assert len(found["test_accuracy"]) == len(found["validation_accuracy"]) == 2
+    assert found["its_test_accuracy"] == found["test_accuracy"][found["best_on_validation"]]
+    assert found["spread"] == pytest.approx(np.std(found["test_accuracy"], ddof=1))
+    assert "members" in json.loads((run.path / "privacy.json").read_text())["not_private_fields"]
+    assert "members" not in run.metrics[0]
+    ffa.simulate(tiny(**{**changes, "rounds": 1}), out=tmp_path / "cut")
+    assert same_bits(run, ffa.resume(tmp_path / "cut", rounds=1)) or run.epsilon is not None
+    page = (run.path / "report.html").read_text()
+    assert "members" in page
+    assert cli.main(["evaluate", str(run.path)]) == 0
+    assert cli.main(["export", str(run.path), str(tmp_path / "none")]) == 2
+    assert "--member 0 to 1" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "words"),
+    [
+        ({"method": "bitfit"}, {}, "draws nothing"),
+        ({"init": "pissa"}, {}, "draws nothing"),
+        ({}, {"monitor.on": True}, "monitor.on"),
+        ({"method": "hetlora"}, {"sites.rank": "1, 2, 2, 2"}, "sites.rank"),
+        ({"mechanism": "dp_fedavg"}, {"ensemble.clip": "separate"}, "separate"),
+        ({}, {"ensemble.members": 0}, "ensemble.members"),
+    ],
+)
+def test_what_members_cannot_have_is_refused(settings, changes, words):
+    with pytest.raises(InputError, match=words):
+        with_members(changes=changes, **settings)
