@@ -122,7 +122,7 @@ def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(
     ffa.simulate(tiny(**{**changes, "rounds": 1}), out=tmp_path / "cut")
     assert same_bits(run, ffa.resume(tmp_path / "cut", rounds=1)) or run.epsilon is not None
     page = (run.path / "report.html").read_text()
-    assert "members" in page
+    assert "Members of the ensemble, each alone" in page
     assert cli.main(["evaluate", str(run.path)]) == 0
     assert cli.main(["export", str(run.path), str(tmp_path / "none")]) == 2
     assert "--member 0 to 1" in capsys.readouterr().err
