@@ -39,8 +39,8 @@ def key():
 def _let_go():
     """Frees prepared runs and compiled programs after each file: all of them take gigabytes."""
     yield
-    from tests.helpers import prepared
+    from tests.helpers import let_go
 
-    prepared.cache_clear()
+    let_go()
     jax.clear_caches()
     gc.collect()

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,9 +80,26 @@ def keys(run: Prepared) -> Keys:
     return Keys(rng.public_root(run.experiment.seed), rng.secret_root(NOISE_SEED))
 
 
+_COMPILED = {}
+
+
+def compiled(run: Prepared, what: str):
+    """Returns ``rounds`` or a jitted ``round_step`` of a run, made once while the run is the same object."""
+    key = id(run), what
+    if key not in _COMPILED:  # the run is kept beside, so that its id stays its own
+        _COMPILED[key] = run, run.rounds() if what == "rounds" else jax.jit(run.round_step())
+    return _COMPILED[key][1]
+
+
+def let_go() -> None:
+    """Forgets all prepared runs and what was compiled for them."""
+    _COMPILED.clear()
+    prepared.cache_clear()
+
+
 def run_rounds(run: Prepared, count: int, state=None):
     """Runs some rounds in calls as large as they come; returns the state and the infos."""
-    rounds = run.rounds()
+    rounds = compiled(run, "rounds")
     state, infos = run.state if state is None else state, []
     while count > 0:
         now = min(count, run.settings.rounds_per_call)

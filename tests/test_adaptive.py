@@ -16,7 +16,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms._adaptive import next_factor, remaining
 from ffalora_jax.prepare import prepare
 from ffalora_jax.rng import Keys
-from tests.helpers import keys, prepared, run_rounds
+from tests.helpers import compiled, keys, prepared, run_rounds
 
 BOTH = ("dp_sgd_adaptive", "dp_fedavg_adaptive")
 
@@ -109,7 +109,7 @@ def test_the_norm_that_clips_a_round_is_the_norm_that_scales_its_noise(mechanism
     """Nobody draws anything: what moves is noise, in proportion to the state's clip norm."""
     run = prepared(mechanism=mechanism)
     numbers = run.numbers._replace(threshold=jnp.zeros_like(run.numbers.threshold))
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
 
     def moved(factor):
         state = run.state.replace(clip_factor=jnp.float32(factor))

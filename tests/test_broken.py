@@ -1,7 +1,6 @@
 """Errors that no audit sees, each made on purpose beside the check that fails then."""
 
 import dp_accounting
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from ffalora_jax import rng
 from ffalora_jax.mechanisms import Schedule
 from ffalora_jax.rng import Keys
 from ffalora_jax.types import HEAD_LEAVES
-from tests.helpers import prepared
+from tests.helpers import compiled, prepared
 
 SEEDS = 150
 
@@ -19,7 +18,7 @@ SEEDS = 150
 def ends(run, tree):
     """What is left of a state after a round of noise alone, from many noise seeds: nobody draws anything."""
     numbers = run.numbers._replace(threshold=jnp.zeros_like(run.numbers.threshold))
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     public = rng.public_root(0)
 
     def moved(seed):

@@ -15,7 +15,7 @@ from ffalora_jax import accounting, rng
 from ffalora_jax.cohort import Cohort, cohort_capacity, draw_cohort_of
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms._clients import bounded
-from tests.helpers import keys, prepared, run_rounds
+from tests.helpers import compiled, keys, prepared, run_rounds
 
 CLIP_NORM, NOISE = 0.1, 0.8
 
@@ -26,7 +26,7 @@ def central(**changes):
 
 def stepped(run, clients, is_real):
     cohort = Cohort(jnp.asarray(clients), jnp.asarray(is_real))
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     return step(keys(run), run.state, run.frozen, run.data, run.numbers, None, cohort)[0]
 
 

@@ -11,7 +11,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.methods.la_lora import smoothed
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
-from tests.helpers import keys, prepared
+from tests.helpers import compiled, keys, prepared
 
 AVERAGED = ["ffa_lora", "fedavg_lora", "fed_sb", "vera", "bitfit", "la_lora"]
 
@@ -19,7 +19,7 @@ AVERAGED = ["ffa_lora", "fedavg_lora", "fed_sb", "vera", "bitfit", "la_lora"]
 def after(run, clients):
     """The state after a round in which these clients take part, in this order."""
     cohort = Cohort(jnp.asarray(clients), jnp.ones(len(clients), bool))
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     return step(keys(run), run.state, run.frozen, run.data, run.numbers, None, cohort)[0]
 
 

@@ -16,6 +16,7 @@ from ffalora_jax.round import RoundState
 from tests import reference, server_rules
 from tests.helpers import (
     NOISE_SEED,
+    compiled,
     drawn_rows,
     go_together,
     keys,
@@ -248,7 +249,7 @@ def test_given_batches_replace_the_draws():
             batches.rows[client, step, : len(mine)] = mine
             batches.is_real[client, step, : len(mine)] = True
     given = jax.tree.map(jnp.asarray, batches)
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     drawn, _ = step(keys(run), run.state, run.frozen, run.data, run.numbers)
     same, _ = step(keys(run), run.state, run.frozen, run.data, run.numbers, given)
     for a, b in zip(jax.tree.leaves(drawn), jax.tree.leaves(same), strict=True):
@@ -257,7 +258,7 @@ def test_given_batches_replace_the_draws():
 
 def test_dropped_clients_change_nothing():
     run = prepared()
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
 
     def with_cohort(clients, is_real):
         cohort = Cohort(jnp.asarray(clients), jnp.asarray(is_real))
@@ -271,7 +272,7 @@ def test_dropped_clients_change_nothing():
 
 def test_order_of_clients_does_not_matter():
     run = prepared()
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     states = [
         step(
             keys(run),
@@ -291,7 +292,7 @@ def test_order_of_clients_does_not_matter():
 def test_a_round_without_any_client_keeps_the_servers_state():
     run = prepared()
     nobody = Cohort(jnp.arange(4), jnp.zeros(4, bool))
-    after, info = jax.jit(run.round_step())(
+    after, info = compiled(run, "round_step")(
         keys(run), run.state, run.frozen, run.data, run.numbers, None, nobody
     )
     for a, b in zip(

@@ -12,7 +12,7 @@ from ffalora_jax.cohort import Cohort
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.rng import Keys
-from tests.helpers import keys, prepared
+from tests.helpers import compiled, keys, prepared
 
 HONEST = 0.5
 
@@ -24,7 +24,7 @@ def secagg(**changes):
 def stepped(run, numbers=None, secret=None, clients=range(4)):
     cohort = Cohort(jnp.asarray(clients), jnp.ones(len(clients), bool))
     both = keys(run) if secret is None else Keys(keys(run).public, rng.secret_root(secret))
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     return step(both, run.state, run.frozen, run.data, numbers or run.numbers, None, cohort)[0]
 
 

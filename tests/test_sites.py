@@ -13,7 +13,7 @@ from ffalora_jax.cohort import Cohort
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
-from tests.helpers import keys, participants, prepared, run_rounds
+from tests.helpers import compiled, keys, participants, prepared, run_rounds
 
 NAMES = ("client_0", "client_1", "client_2", "client_3")
 
@@ -38,7 +38,7 @@ def rounds_of(run, count):
 
 def after(run, clients):
     cohort = Cohort(jnp.asarray(clients), jnp.ones(len(clients), bool))
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     return step(keys(run), run.state, run.frozen, run.data, run.numbers, None, cohort)
 
 

@@ -17,7 +17,7 @@ from ffalora_jax import adapters as leaves
 from ffalora_jax import registry, rng
 from ffalora_jax.client import Participant, centred
 from ffalora_jax.cohort import Batch, Cohort
-from tests.helpers import NOISE_SEED, go_together, keys, prepared
+from tests.helpers import NOISE_SEED, compiled, go_together, keys, prepared
 
 METHODS, MECHANISMS = registry.available("methods"), registry.available("mechanisms")
 OF_CLIENTS = ("dp_fedavg", "dp_fedavg_adaptive")
@@ -127,7 +127,7 @@ def test_a_client_more_moves_the_mean_that_the_server_reads_by_at_most_the_clip_
     silent = run.server._replace(method=plain, noise_multiplier=1e-20)
     run = run._replace(server=silent)
     count = run.settings.num_clients
-    step = jax.jit(run.round_step())
+    step = compiled(run, "round_step")
     for phase in range(len(run.method.parts)):
         state = run.state.replace(round_index=jnp.int32(phase))
 
