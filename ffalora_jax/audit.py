@@ -121,6 +121,11 @@ def _check(run: Prepared) -> None:
         raise InputError(
             "The budget pays for no round: raise privacy.epsilon or the noise, then audit."
         )
+    if run.model.members > 1:
+        raise InputError(
+            f"Expected ensemble.members = 1 for an audit, got {run.model.members}: members share one bill, "
+            "and a canary's direction is that of one model."
+        )
     method = run.method
     plain = not (method.reads_uploads or method.kept or method.is_baseline or method.redrawn)
     if not plain or jax.tree.leaves(run.state.personal):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import cli
+from ffalora_jax import audit, cli
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
@@ -143,3 +143,8 @@ def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(
 def test_what_members_cannot_have_is_refused(settings, changes, words):
     with pytest.raises(InputError, match=words):
         with_members(changes=changes, **settings)
+
+
+def test_an_ensemble_is_not_audited_as_if_it_were_one_model():
+    with pytest.raises(InputError, match="members"):
+        audit.audit(with_members().experiment)

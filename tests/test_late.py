@@ -129,6 +129,8 @@ def test_each_site_pays_for_its_own_batch():
         plan = half if client % 2 else whole
         assert run.plan.spent(client, 12) == pytest.approx(plan.spent(client, 12), rel=1e-3)
     with pytest.raises(InputError, match="one batch size"):
+        with_sites(prepared(mechanism="dp_sgd_adaptive"), batch_size="4, 2, 4, 4")
+    with pytest.raises(InputError, match="one batch size"):
         with_sites(prepared(mechanism="dp_sgd_secagg"), batch_size="4, 2, 4, 4")
 
 

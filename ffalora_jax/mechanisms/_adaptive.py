@@ -89,6 +89,12 @@ def checked(
                 f"{settings.clip_schedule!r}: the norm follows the data's quantile."
             )
         made = plan(sizes, schedule, multipliers)
+        own = set(schedule.client_batches or ()) - {schedule.batch_size}
+        if made.unit == "example" and own:
+            raise InputError(
+                f"Expected one batch size at all sites with an adaptive clip norm, got {min(own)} beside "
+                f"{schedule.batch_size}: the count is read as a share of the experiment's batch."
+            )
         most = max(client.noise_multiplier for client in made.clients) * max(schedule.noise)
         if not most < 2 * stddev:
             raise InputError(
