@@ -30,36 +30,49 @@ SITES = {
 }
 
 
+SLOW_LINES = {"method.name": "hetlora", "sites.up": "1000, 50, 0.1, 0.02"}
+"""Where it is the messages that take the time; a method whose sites may have ranks of their own."""
+
+
 def main() -> None:
-    """Runs the three ways and prints a line each."""
+    """Runs all ways and prints a line each."""
     base = ffa.load_experiment(Path(__file__).with_name("quickstart.toml"))
     base = base.replace(noise_seed=1, **{"method.layers": "4-5"}, **SITES)
-    ready = prepare(base)
-    assert ready.sites is not None
-    slowest = times_of(ready.sites, ready.step_flops, *message_bytes(ready)).total.max()
-    deadline = 0.45 * float(slowest)
-    late = {"sites.deadline": deadline}
+    late = {"sites.deadline": 0.45 * slowest(base)}
+    lines = SLOW_LINES | {"sites.deadline": 0.45 * slowest(base.replace(**SLOW_LINES))}
     ways: dict[str, dict[str, Any]] = {
         "wait for all": {},
         "drop the late": late,
+        "late next time": {"sites.deadline": 0.55 * slowest(base), "sites.late_weight": 0.5},
         "adapted": late | {"sites.adapt": "deadline"},
+        "slow lines, wait": SLOW_LINES,
+        "slow lines, adapted": lines | {"sites.adapt": "deadline"},
     }
     for name, changes in ways.items():
         with tempfile.TemporaryDirectory() as folder:
-            run = ffa.simulate(base.replace(**changes), out=Path(folder, "run"))
-            print(line(name, run), flush=True)
+            experiment = base.replace(**changes)
+            run = ffa.simulate(experiment, out=Path(folder, "run"))
+            print(line(name, run, prepare(experiment).numbers.rank), flush=True)
 
 
-def line(name: str, run: Any) -> str:
-    """Accuracy, time, steps and epsilon of each site."""
+def slowest(experiment: ffa.Experiment) -> float:
+    """Returns the simulated seconds that the slowest site takes for a round."""
+    ready = prepare(experiment)
+    assert ready.sites is not None
+    return float(times_of(ready.sites, ready.step_flops, *message_bytes(ready)).total.max())
+
+
+def line(name: str, run: Any, ranks: Any) -> str:
+    """Accuracy, time, steps, ranks and epsilon of each site."""
     seconds = sum(one["simulated_seconds"] for one in run.metrics)
     heard = sorted({client for one in run.metrics for client in one["participants"]})
     steps = [one["steps"] // len(run.metrics) for one in run.privacy["clients"]]
     spent = [round(one["epsilon"], 2) for one in run.privacy["clients"]]
     each = [round(100 * x, 1) for x in run.metrics[-1]["test_accuracy_per_client"].values()]
     return (
-        f"{name:14} accuracy {100 * run.accuracy:.1f} % (sites {each}), {seconds:.0f} s simulated, heard "
-        f"{heard}, steps a round {steps}, epsilon {spent}"
+        f"{name:19} accuracy {100 * run.accuracy:.1f} % (sites {each}), {seconds:.0f} s simulated, heard "
+        f"{heard}, steps a round {steps}, ranks {'all' if ranks is None else list(map(int, ranks))}, "
+        f"epsilon {spent}"
     )
 
 

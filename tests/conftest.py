@@ -44,3 +44,12 @@ def _let_go():
     let_go()
     jax.clear_caches()
     gc.collect()
+
+
+LONGEST = ("test_docs.py", "test_mesh.py", "test_methods.py", "test_round.py")
+"""Files that take minutes: begun first, so that no worker is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """Orders the files by how long they take, where that matters."""
+    items.sort(key=lambda item: next((i for i, x in enumerate(LONGEST) if item.path.name == x), 9))

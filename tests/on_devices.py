@@ -46,11 +46,10 @@ WAYS = {
     "2 x 2": {"mesh": "clients=2,model=2"},
 }
 FAST = {
-    "one client at a time": ("on 8", "padded, on 2", "2 x 2"),
+    "one client at a time": ("on 8", "2 x 2"),
     "three clients": ("on 2",),
     "Poisson cohorts": ("dealt", "on 2"),
-    "personal head": ("on 2", "dealt over 2"),
-    "prefix kept": ("dealt over 2",),
+    "personal head": ("dealt over 2",),
     "secure aggregation": ("on 2",),
 }
 

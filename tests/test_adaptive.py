@@ -79,7 +79,7 @@ def test_sum_and_count_together_cost_what_one_sum_of_the_plans_noise_does(noise,
     ("mechanism", "packing"),
     [
         ("dp_sgd_adaptive", True),
-        ("dp_fedavg_adaptive", True),
+        pytest.param("dp_fedavg_adaptive", True, marks=pytest.mark.slow),
         pytest.param("dp_sgd_adaptive", False, marks=pytest.mark.slow),
     ],
 )

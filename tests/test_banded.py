@@ -142,6 +142,7 @@ def test_the_round_follows_the_formulas_over_rounds_and_local_steps():
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_with_its_noise(tmp_path):
     changes = {"privacy.mechanism": "dp_sgd_banded", "privacy.bands": 2, "batch_size": 4}
     changes |= {"privacy.noise_multiplier": 1.0, "privacy.epsilon": None}

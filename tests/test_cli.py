@@ -192,6 +192,7 @@ def test_init_makes_a_file_that_runs(place, monkeypatch):
     assert {path.name for path in Path("runs").iterdir()} == {"run", "run-2"}
 
 
+@pytest.mark.slow
 def test_a_moved_data_file_can_be_named_on_resume(place, monkeypatch):
     monkeypatch.chdir(place)
     rows = "good film,pos\nbad film,neg\n" * 60

@@ -87,6 +87,7 @@ def test_the_first_round_is_that_without_controls():
     )
 
 
+@pytest.mark.slow
 def test_with_one_client_controls_cancel_out():
     run, plain = with_controls(clients=1), prepared(clients=1, learning_rate=RATE)
     assert_close(
@@ -94,6 +95,7 @@ def test_with_one_client_controls_cancel_out():
     )
 
 
+@pytest.mark.slow
 def test_they_pull_clients_of_different_classes_together():
     """What it is for: the mean of the clients' models lies closer to each of them."""
     apart = {}
@@ -128,7 +130,7 @@ def test_under_client_level_privacy_the_change_of_controls_is_inside_the_clipped
     ("method", "mechanism"),
     [
         ("fedsa_lora", "dp_sgd"),
-        ("la_lora", "none"),
+        pytest.param("la_lora", "none", marks=pytest.mark.slow),
         ("ravan", "dp_fedavg"),
         *[
             pytest.param(method, mechanism, marks=pytest.mark.slow)

@@ -37,7 +37,7 @@ def assert_close(one, other, atol=1e-6):
     "method",
     [
         "ffa_lora",
-        "fedsa_lora",
+        pytest.param("fedsa_lora", marks=pytest.mark.slow),
         *(
             pytest.param(x, marks=pytest.mark.slow)
             for x in ("fedsvd", "flora", "rolora", "la_lora")

@@ -133,6 +133,7 @@ def test_training_can_start_from_an_exported_adapter(roberta, tmp_path):
             assert theirs.probabilities[name] == pytest.approx(share, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_preset_of_this_package_travels_with_its_own_loader(personal, tmp_path):
     export_run(personal, tmp_path / "out", client="south")
     assert run_snippet(tmp_path / "out").startswith("[Prediction")

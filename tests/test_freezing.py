@@ -39,6 +39,7 @@ def test_freezing_from_the_first_round_on_is_ffa_lora():
     assert_same(leaves.without(state.adapters, ["lora_a"]), ffa.adapters)
 
 
+@pytest.mark.slow
 def test_rounds_before_are_fedavgs_and_rounds_after_are_ffas_with_the_a_that_came_of_it():
     """Noise included: what is frozen is out of the clipped and noised vector."""
     first, _ = run_rounds(prepared(method="fedavg_lora"), 2)
@@ -137,7 +138,9 @@ def test_what_is_not_thawed_stays_as_it_was_drawn(text):
     assert 0 < moved == sum(one.rank for one in run.model.adapted.values()) // 2
 
 
-@pytest.mark.parametrize("text", ["thaw 0.5 rank", "thaw 0.5 layers"])
+@pytest.mark.parametrize(
+    "text", ["thaw 0.5 rank", pytest.param("thaw 0.5 layers", marks=pytest.mark.slow)]
+)
 def test_packed_rows_give_a_thawed_part_the_gradient_of_the_padded_form(text):
     packed, padded = silent(with_thawed_a(text)), silent(with_thawed_a(text, packing=False))
     jax.tree.map(

@@ -39,6 +39,7 @@ def run(capsys, *arguments):
     return said.out
 
 
+@pytest.mark.slow
 def test_a_roberta_directory_learns_pairs_of_texts_from_a_csv(here, capsys):
     folder = write_family(here / "roberta", ROBERTA, pad_token_id=1)
     trainer = trainers.BpeTrainer(vocab_size=99, special_tokens=["<s>", "<pad>", "</s>", "<unk>"])
@@ -76,6 +77,7 @@ def test_a_roberta_directory_learns_pairs_of_texts_from_a_csv(here, capsys):
     assert "(F1 0.812)" in words.answer(found)
 
 
+@pytest.mark.slow
 def test_a_zip_of_class_folders_trains_a_vit_directory(here, capsys):
     folder = write_family(here / "checkpoint", VIT)
     draw = np.random.default_rng(0)

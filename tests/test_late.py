@@ -68,6 +68,7 @@ def test_what_comes_after_twice_the_deadline_is_lost():
     assert not np.asarray(two.late.under_way).any()
 
 
+@pytest.mark.slow
 def test_messages_of_late_sites_are_counted_and_survive_a_stop(tmp_path):
     run = late()
     experiment = run.experiment.replace(rounds=4, evaluate_every=2, noise_seed=5)

@@ -118,9 +118,9 @@ def test_epsilon_composes_over_all_rounds_and_steps():
 
 def test_a_budget_beside_given_noise_ends_the_run_in_time():
     plan = dp_sgd(epsilon=1.0).plan([300], Schedule(40, 3, EXPECTED), None)
-    spent = plan.epsilons(0, 40)
-    assert 0 < plan.rounds_within_budget < 40
-    assert spent[plan.rounds_within_budget] <= 1.0 < spent[plan.rounds_within_budget + 1]
+    last = plan.rounds_within_budget
+    assert 0 < last < 40
+    assert plan.spent(0, last) <= 1.0 < plan.spent(0, last + 1)
 
 
 def test_many_sizes_take_the_smallest_clients_noise():

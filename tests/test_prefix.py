@@ -65,6 +65,7 @@ def test_so_are_they_in_every_other_form(form):
     assert flops < 0.75
 
 
+@pytest.mark.slow
 def test_images_and_answers_have_it_too(tmp_path):
     draw = np.random.default_rng(0)
     labels = np.arange(60) % 3
@@ -156,6 +157,7 @@ def test_a_short_run_does_not_keep_what_it_computes_once():
     assert "the run computes 16 examples in all" in run.prefix_note
 
 
+@pytest.mark.slow
 def test_positions_that_depend_on_the_ids_come_out_of_the_kept_states(tmp_path):
     folder = write_family(tmp_path / "roberta", ROBERTA, pad_token_id=1)
     write_tokenizer(folder)

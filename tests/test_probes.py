@@ -99,7 +99,9 @@ def assert_same(one, other, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize(
+    "trained", [x if x == "all" else pytest.param(x, marks=pytest.mark.slow) for x in TRAINED]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_and_padded_examples_give_the_same_clipped_sum(models, name, trained):
     here = case(models[name], TRAINED[trained])
@@ -113,7 +115,13 @@ def test_rows_and_padded_examples_give_the_same_clipped_sum(models, name, traine
     np.testing.assert_allclose(np.array(more), np.array(facts), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["full", "bitfit", "fed_sb", "vera", "ravan", "fedex_lora"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("full", "bitfit", "vera"),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("fed_sb", "ravan", "fedex_lora")),
+    ],
+)
 def test_other_forms_beside_a_layer_give_the_padded_sum_too(models, name):
     method = registry.lookup("methods", name)()
     here = case(models["pooler"], method.trained | {"head_kernel", "head_bias"}, method.detour)

@@ -49,6 +49,7 @@ def differences(one, other):
         yield max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
+@pytest.mark.slow
 def test_a_lost_process_stops_the_others_in_plain_words_and_any_number_goes_on(tmp_path):
     experiment = tiny(rounds=24)
     whole = ffa.simulate(experiment, out=tmp_path / "whole")

@@ -129,6 +129,7 @@ def test_a_run_stops_before_the_budget_is_passed_and_goes_on_with_a_larger_one(
     assert same_bits(whole, ffa.load_run(out))
 
 
+@pytest.mark.slow
 def test_added_rounds_need_a_larger_budget_than_what_is_spent(tmp_path):
     out = tmp_path / "run"
     run = ffa.simulate(
@@ -164,6 +165,7 @@ def test_resuming_on_other_data_is_refused(tmp_path):
     assert len(ffa.resume(out, columns, rounds=1).metrics) == 2
 
 
+@pytest.mark.slow
 def test_a_last_line_that_was_cut_off_is_repaired(whole, tmp_path):
     with pytest.raises(loop.Interrupted):
         ffa.simulate(tiny(), out=tmp_path / "cut", observe=StopAfter(1))

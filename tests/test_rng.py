@@ -19,7 +19,7 @@ def bits(key):
 
 def test_streams_differ_by_purpose_and_every_index():
     root = rng.public_root(0)
-    places = [(p, i, j) for p in rng.Purpose for i in range(3) for j in range(3)]
+    places = [(p, i, j) for p in rng.Purpose for i in range(2) for j in range(2)]
     assert len({bits(rng.stream(root, *place)) for place in places}) == len(places)
 
 

@@ -30,10 +30,7 @@ FEDERATED = [m for m in registry.available("methods") if not registry.lookup("me
 
 
 OF_FAST = {
-    "dp_sgd": (
-        *("ffa_lora", "fedavg_lora", "rolora", "fedsa_lora", "flora", "flexlora"),
-        *("fedsvd", "la_lora", "hetlora", "ravan"),
-    ),
+    "dp_sgd": (*("ffa_lora", "fedavg_lora", "fedsa_lora", "flora", "la_lora"),),
     "dp_fedavg": ("fedsvd",),
     "none": ("ffa_lora",),
 }
@@ -144,7 +141,7 @@ def test_compiled_round_equals_python_loops_with_clipping_active(method, mechani
     assert_close(state, twin_rounds(run, count), by_product=by_product)
 
 
-@pytest.mark.parametrize("head", ["frozen", "personal"])
+@pytest.mark.parametrize("head", [pytest.param("frozen", marks=slow), "personal"])
 def test_head_policies_equal_python_loops(head):
     run = prepared(head=head)
     state, _ = run_rounds(run, 2)
@@ -155,7 +152,7 @@ def test_head_policies_equal_python_loops(head):
 @pytest.mark.parametrize(
     ("sampling", "weighted"),
     [
-        ("fixed", False),
+        pytest.param("fixed", False, marks=slow),
         ("poisson", True),
         pytest.param("fixed", True, marks=slow),
         pytest.param("poisson", False, marks=slow),

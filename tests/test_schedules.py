@@ -87,7 +87,7 @@ def by_hand(mechanism):
     [
         ("dp_sgd", True),
         pytest.param("dp_sgd", False, marks=pytest.mark.slow),
-        ("dp_fedavg", True),
+        pytest.param("dp_fedavg", True, marks=pytest.mark.slow),
     ],
 )
 def test_rounds_with_schedules_are_rounds_with_those_settings(mechanism, packing):

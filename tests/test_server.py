@@ -25,6 +25,7 @@ def assert_close(one, other):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_plain_descent_at_rate_one_is_the_average():
     sgd = changed({"server.optimizer": "sgd", "server.learning_rate": 1.0})
     assert_close(after(sgd, 2), after(prepared(), 2))

@@ -190,6 +190,7 @@ def test_a_diverged_run_says_so_on_console_and_page(tmp_path, capsys):
     assert "diverged" in (run.path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_on_pairs_asks_for_both_texts_and_is_used_from_anywhere(
     tmp_path, monkeypatch, capsys
 ):

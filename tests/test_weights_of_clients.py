@@ -28,6 +28,7 @@ def test_the_mean_is_weighted_by_one_over_the_training_loss(method):
         np.testing.assert_allclose(state.adapters[layer][name], mean, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_chunks_and_rounds_of_a_call_weigh_alike():
     base = prepared(mechanism="none").experiment.replace(weights="inverse_loss")
     one, all_ = (prepare(base.replace(client_chunk=chunk)) for chunk in ("1", "4"))

@@ -38,17 +38,18 @@ TOGETHER = [pair for pair in PAIRS if go_together(*pair)]
 
 
 def covering(pairs):
-    """Every method under dp_sgd and one more mechanism, with an initialiser in turn; the rest is slow."""
-    others = {name: [m for n, m in pairs if n == name and m != "dp_sgd"] for name, _ in pairs}
-    turn = {name: ms[i % len(ms)] for i, (name, ms) in enumerate(others.items()) if ms}
+    """Every method with a mechanism and an initialiser in turn, so that each comes up; the rest is slow."""
+    having = {name: [m for n, m in pairs if n == name] for name, _ in pairs}
+    turn = {name: ms[i % len(ms)] for i, (name, ms) in enumerate(having.items())}
     found = []
     for index, (name, mechanism) in enumerate(pairs):
         inits = inits_of(name)
         chosen = inits[index % len(inits)]
-        is_fast = mechanism in ("dp_sgd", turn.get(name))
         for init in inits if mechanism == "dp_sgd" else [chosen]:
-            marks = () if is_fast and init == chosen else pytest.mark.slow
-            found.append(pytest.param(name, mechanism, init, marks=marks))
+            is_fast = mechanism == turn[name] and init == chosen
+            found.append(
+                pytest.param(name, mechanism, init, marks=() if is_fast else pytest.mark.slow)
+            )
     return found
 
 

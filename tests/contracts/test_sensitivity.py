@@ -22,7 +22,7 @@ from tests.helpers import NOISE_SEED, compiled, go_together, keys, prepared
 METHODS, MECHANISMS = registry.available("methods"), registry.available("mechanisms")
 OF_CLIENTS = ("dp_fedavg", "dp_fedavg_adaptive")
 CLIP = 0.7
-FAST = {"ffa_lora", "fedsa_lora", "la_lora", "ravan", "bitfit", "hetlora"}
+FAST = {"ffa_lora", "fedsa_lora", "la_lora", "ravan"}
 
 
 def pairs(mechanisms, fast):
