@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python experiments/quickstart.py $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m ""
