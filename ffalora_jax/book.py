@@ -79,7 +79,7 @@ class Book:
                     "participants": took_part.tolist(),
                     **({} if infos.late is None else {"late": late.tolist()}),
                     "update_norm": float(infos.update_norm[index]),
-                    "client_update_norms": infos.facts.update_norm[index][slots].tolist(),
+                    "client_update_norms": self._norms(infos, index, slots),
                     **self._clip_norm(infos, index),
                     **_watched(infos, index),
                 }
@@ -106,6 +106,12 @@ class Book:
             "broken": int(clip.num_broken),
             **_signal_to_noise(infos, index, slots),
         }
+
+    def _norms(self, infos: RoundInfo, index: int, slots: np.ndarray) -> list[float]:
+        """Each upload's norm; none where it is that of an upload before its noise, and to be left out."""
+        if self.run.experiment.monitor.private and self.run.mechanism.hides_uploads:
+            return []
+        return infos.facts.update_norm[index][slots].tolist()
 
     def _clip_norm(self, infos: RoundInfo, index: int) -> dict[str, float]:
         """The round's clip norm, where it adapts."""

@@ -75,7 +75,8 @@ class ClientFacts(NamedTuple):
 
     clip: ClipFacts
     update_norm: Float[Array, ""]
-    """L2 norm of what the round changed at the client; private, since computed from noised steps."""
+    """L2 norm of what the round changed at the client: of noised steps, and so private, under example-level
+    privacy; before the noise where the server adds it."""
     clip_factor: Float[Array, ""] | None = None
     """What its clip norm came to, where it adapts here."""
     heard: dict[str, tuple[Array, Array]] | None = None

@@ -25,7 +25,7 @@ class MonitorConfig:
         bool,
         Doc(
             "leave out what looks at training data without noise: loss, clipped share, gradient norm, sizes "
-            "of draws, signal to noise"
+            "of draws, signal to noise, norms of uploads before their noise; who took part stays"
         ),
     ] = False
 

@@ -42,6 +42,7 @@ class Dealer:
     ):
         self.data, self.numbers = jax.tree.map(np.asarray, (data, numbers))
         self.mesh, shards = mesh, num_shards(mesh)
+        self.keeps_late = settings.presence is not None and settings.presence.late_weight > 0
         self.slots = settings.slots(shards)
         self.per_shard = self.slots // shards
         self.rows = int(np.sort(self.data.sizes)[-self.per_shard :].sum())
@@ -70,9 +71,14 @@ class Dealer:
 
     def collect(self, cohort: Cohort, after: Tree, personal: Tree) -> None:
         """Writes a cohort's personal leaves back into those of all clients, in place."""
+        there = np.asarray(cohort.is_real)
+        if self.keeps_late and cohort.late is not None:
+            there = there | np.asarray(
+                cohort.late
+            )  # whose last upload was under way comes back as it was
 
         def write(whole, part):
-            whole[cohort.clients[cohort.is_real]] = gathered(part)[cohort.is_real]
+            whole[cohort.clients[there]] = gathered(part)[there]
 
         jax.tree.map(write, personal, after)
 
@@ -138,7 +144,7 @@ def where_data_lies(
         )
     if remembers or not (by_slot[experiment.client_data] or jax.process_count() > 1):
         return settings
-    changes = part_only or settings.cohort_sampling == "poisson"
+    changes = part_only or settings.cohort_sampling == "poisson" or settings.presence is not None
     return settings._replace(
         by_slot=True, rounds_per_call=1 if changes else settings.rounds_per_call
     )

@@ -127,7 +127,8 @@ class Engine:
     def _changes(self) -> bool:
         """Whether another round has other clients."""
         settings = self.run.settings
-        return settings.cohort_sampling == "poisson" or settings.cohort_size < settings.num_clients
+        part_only = settings.cohort_size < settings.num_clients or settings.presence is not None
+        return settings.cohort_sampling == "poisson" or part_only
 
 
 def _keys(public: int, secret: int) -> Keys:

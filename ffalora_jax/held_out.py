@@ -71,7 +71,10 @@ def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any
         )
         found["validation_accuracy"].append(validation(mine, predict, theirs).get("accuracy", 0.0))
         tested = _scores(mine, predict, theirs, run.owners.test)
-        found["test_accuracy"].append(float("nan") if tested is None else tested.accuracy)
+        if tested is not None:
+            found["test_accuracy"].append(tested.accuracy)
+    if not found["test_accuracy"]:
+        return {}
     best = int(np.argmax(found["validation_accuracy"]))
     return {
         "members": {

@@ -57,11 +57,11 @@ def of_clients(nothing: Tree, uploads: Tree, weights: Float[Array, " client"]) -
     spread = jnp.sqrt(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(apart)))
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, mean, nothing))
     found = {"drift": spread / jnp.where(moved > 0, moved, 1.0)}
-    gaps = [
-        _gap(leaves["lora_a"], leaves["lora_b"], shares)
-        for leaves in uploads.values()
-        if {"lora_a", "lora_b"} <= set(leaves)
-    ]
+    gaps = []
+    for leaves in uploads.values():
+        a, b = leaves.get("lora_a", leaves.get("thawed_a")), leaves.get("lora_b")
+        if a is not None and b is not None:  # a frozen part of A is linear in B, and adds nothing
+            gaps.append(_gap(a, b[:, -a.shape[-1] :], shares))
     if gaps:
         found["product_gap"] = jnp.mean(jnp.stack(gaps))
     return found

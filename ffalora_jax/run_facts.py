@@ -105,7 +105,7 @@ def privacy(
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
     spent = plan.largest_spent(rounds_done) if plan.unit else None
-    clients = {}
+    clients, sizes = {}, np.asarray(run.data.sizes)
     for (sampling, noise_multiplier, local_steps), alike in plan.kinds.items():
         epsilon = None if plan.unit is None else plan.spent(alike[0], rounds_done)
         paid = plan.clients[alike[0]].priced or sampling
@@ -117,7 +117,11 @@ def privacy(
             "steps": rounds_done * local_steps,
             "epsilon": epsilon,
         }
-        clients |= dict.fromkeys(alike, facts)
+        if run.mechanism.correlated is not None:
+            bands = run.mechanism.correlated.bands
+            priced_steps = -(-facts["steps"] // bands)
+            facts |= {"bands": bands, "group_size": paid.num_examples, "priced_steps": priced_steps}
+        clients |= {client: facts | {"num_examples": int(sizes[client])} for client in alike}
     return {
         "unit": plan.unit,
         "neighbours": plan.neighbours,

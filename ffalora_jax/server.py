@@ -94,6 +94,8 @@ class Server(NamedTuple):
             why = "does not go on from the mean of what its clients send"
         elif method.kept or method.redrawn or method.wire is not None:
             why = "has the server change what the clients' gradients belong to"
+        elif self.compression is not None:
+            why = "with compression would let the clients' and the server's controls drift apart"
         elif self.mechanism is not None and self.mechanism.sums_integers:
             why = "would keep controls with a share of the noise alone under dp_sgd_secagg"
         if why:
@@ -224,6 +226,18 @@ def make_server(
     server = server._replace(compression=compression_of(experiment.compression))
     if local.control_variates:
         server = server._replace(control_scale=local.learning_rate * experiment.local_steps)
+        if 0 < experiment.sites.late_weight < 1:
+            raise InputError(
+                f"Expected sites.late_weight = 0 or 1 with optimizer.control_variates, got "
+                f"{experiment.sites.late_weight:g}: a control that counts in part is never put right."
+            )
+        priced = plan.clients[0].priced
+        if priced is not None and priced.capacity is not None:
+            raise InputError(
+                "Expected all clients in every round, or cohorts whose cap cannot bind, with "
+                "optimizer.control_variates under client-level privacy: who keeps another out of a full draw "
+                "would change that one's control for good. Leave cohort_size out, or take dp_sgd."
+            )
         if experiment.weights != "uniform":
             raise InputError(
                 "Expected weights = 'uniform' with optimizer.control_variates: the server's control is "

@@ -140,7 +140,6 @@ def test_under_client_level_privacy_the_change_of_controls_is_inside_the_clipped
                 "fed_sb",
                 "vera",
                 "bitfit",
-                "lora_fair",
                 "head_only",
             )
             for mechanism in ("none", "dp_sgd", "dp_fedavg")
@@ -171,6 +170,9 @@ def test_messages_are_twice_as_long():
         ({"mechanism": "dp_sgd_secagg"}, {}),
         ({}, {"weights": "size"}),
         ({}, {"client_data": "host"}),
+        ({}, {"compression": "int8"}),
+        ({}, {"sites.deadline": 1e6, "sites.late_weight": 0.5}),
+        ({"mechanism": "dp_fedavg", "clients": 12, "cohort_size": 2, "sampling": "poisson"}, {}),
     ],
 )
 def test_what_controls_would_not_fit_is_refused(settings, changes):

@@ -147,3 +147,35 @@ def test_over_a_slow_link_a_deadline_takes_from_the_rank_first():
     np.testing.assert_array_equal(run.sites.rank, [2, 1, 2, 2])
     np.testing.assert_array_equal(run.numbers.rank, [2, 1, 2, 2])
     assert rounds_of(run, 1)[0] == [0, 1, 2, 3]
+
+
+def test_presence_and_late_leaves_are_the_same_where_a_rounds_clients_are_dealt_from_the_host(
+    tmp_path,
+):
+    """Everybody in the cohort, and still another one in every round; a late site's own head comes back."""
+    base = prepared(head="personal")
+    deadline = {"sites.deadline": 0.75 * seconds_of(base), "sites.late_weight": 1.0}
+    for name, changes in {
+        "late": {"sites.up": SLOW["up"], **deadline},
+        "there": {"sites.available": "0.5"},
+    }.items():
+        experiment = base.experiment.replace(rounds=4, evaluate_every=4, noise_seed=5, **changes)
+        one, other = (
+            ffa.simulate(experiment.replace(client_data=where), out=tmp_path / name / where)
+            for where in ("device", "host")
+        )
+        assert [x["participants"] for x in one.metrics] == [
+            x["participants"] for x in other.metrics
+        ]
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            (one.ready.state.adapters, one.ready.state.personal),
+            (other.ready.state.adapters, other.ready.state.personal),
+        )
+
+
+def test_many_kinds_of_sites_with_own_batches_are_refused_since_the_dearest_is_not_known():
+    base = prepared(clients=10, num_examples=960)
+    own = {"batch_size": "1 2 3 4 1 2 3 4 1 2", "local_steps": "1 1 1 1 2 2 2 2 2 1"}
+    with pytest.raises(InputError, match="kinds of clients"):
+        with_sites(base, **own)

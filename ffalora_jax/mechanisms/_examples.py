@@ -40,11 +40,6 @@ def example_plan(
             accounting.sampling(group, batch, capacity)
             for group, batch in zip(groups, batches, strict=True)
         ]
-        if len(set(batches)) > 1 and len(set(draws)) > MOST_GROUPS:
-            raise InputError(
-                f"Expected at most {MOST_GROUPS} different draws with sites.batch_size, got "
-                f"{len(set(draws))} (sizes and batches): give fewer batch sizes, or sites of alike sizes."
-            )
         warnings = [accounting.check_delta(settings.delta, size) for size in set(sizes)]
         if len(set(draws)) > MOST_GROUPS and capacity < accounting.default_capacity(expected):
             raise InputError(
@@ -58,6 +53,12 @@ def example_plan(
         calibrated = multipliers is None and settings.noise_multiplier is None
         steps = [schedule.steps_of(client) for client in range(len(draws))]
         kinds = list(zip(draws, steps, strict=True))
+        if len(set(batches)) > 1 and len(set(kinds)) > MOST_GROUPS:
+            # Of many kinds the dearest is only known where all draw alike: the smallest client's.
+            raise InputError(
+                f"Expected at most {MOST_GROUPS} kinds of clients with sites.batch_size, got "
+                f"{len(set(kinds))} (by size, batch and local steps): give fewer different batches or steps."
+            )
         if multipliers is None:
             multipliers = _multipliers(kinds, schedule, settings)
             if common:
