@@ -6,11 +6,12 @@ deadline at .45 of that and nothing else the slow sites are never heard; adapted
 local steps and come in time. Each site's noise is calibrated to its own number of steps.
 
 Claim: adapted, all sites are heard in less than half of the simulated time.
-Run: python experiments/unequal_sites.py        Time: 2 minutes on two cores
+Run: python experiments/unequal_sites.py        Time: 5 minutes on two cores
 Result (28 November 2026, one seed; differences of a point or two are chance):
   wait for all   74.7 %, 55 s simulated, sites 70.6 75.0 77.1 84.3
   drop the late  75.5 %, 25 s, sites 73.4 81.7 75.4 76.5: the last two never heard
   adapted        75.6 %, 21 s, sites 72.6 75.9 75.6 83.8, with 3, 3, 2 and 1 local steps a round
+The late uploads that count a round later and the slow lines of hetlora have no result here yet.
 """
 
 import tempfile
