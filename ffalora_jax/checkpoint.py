@@ -4,6 +4,7 @@ Backbone and frozen factor are not saved: they follow from the experiment and ar
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ffalora_jax.cohort import ClientData
 from ffalora_jax.errors import InputError
 from ffalora_jax.round import RoundState
 from ffalora_jax.types import Tree
@@ -138,6 +140,14 @@ class Checkpoints:
     def close(self) -> None:
         """Releases orbax's threads."""
         self._manager.close()
+
+
+def data_hash(data: ClientData) -> str:
+    """Returns a hash of all training examples, their labels and their owners."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(data._replace(prefix=None)):  # that follows from the backbone
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _as_tree(state: RoundState) -> dict[str, Any]:

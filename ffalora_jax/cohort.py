@@ -6,7 +6,6 @@ if more than ``capacity`` are, a uniformly random ``capacity`` of them stay. The
 (``accounting.capped_event``).
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -89,14 +88,6 @@ def host_data(inputs, labels, lengths, owners: Sequence[np.ndarray]) -> ClientDa
     )
 
 
-def data_hash(data: ClientData) -> str:
-    """Returns a hash of all training examples, their labels and their owners."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(data._replace(prefix=None)):  # that follows from the backbone
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
 class Presence(NamedTuple):
     """Who of a draw is there and in time; public."""
 
@@ -131,6 +122,17 @@ class RoundSettings(NamedTuple):
     """Whether rounds say what their uploads show (``monitor``)."""
     presence: Presence | None = None
     """None: everybody that is drawn takes part."""
+
+    @property
+    def late_weight(self) -> float:
+        """Weight of late uploads in the next round; 0: they are dropped, or nobody is late."""
+        return 0.0 if self.presence is None else self.presence.late_weight
+
+    @property
+    def changes(self) -> bool:
+        """Whether another round has other clients."""
+        part_only = self.cohort_size < self.num_clients or self.presence is not None
+        return self.cohort_sampling == "poisson" or part_only
 
     def slots(self, shards: int) -> int:
         """Returns the static number of client slots, a multiple of the devices that share them."""

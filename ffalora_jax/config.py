@@ -14,13 +14,14 @@ from typing_extensions import Doc
 from ffalora_jax.config_data import DataConfig, PartitionConfig
 from ffalora_jax.config_sites import SitesConfig
 from ffalora_jax.config_training import (
+    EnsembleConfig,
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
     PrivacyConfig,
     ServerConfig,
 )
-from ffalora_jax.config_watch import EnsembleConfig, MonitorConfig
+from ffalora_jax.config_watch import MonitorConfig
 from ffalora_jax.errors import InputError, between, nearest, one_of, positive
 
 COHORT_SAMPLINGS = ("fixed", "poisson")

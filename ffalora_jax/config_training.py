@@ -9,6 +9,7 @@ from ffalora_jax.errors import InputError, between, one_of, positive
 
 HEADS = ("frozen", "trained", "personal")
 DTYPES = ("float32", "bfloat16")
+CLIPS = ("joint", "separate")
 ACCOUNTANTS = ("pld", "rdp")
 DEFAULT_EPSILON = 6.0
 
@@ -268,3 +269,23 @@ class PrivacyConfig:
         if self.epsilon is None and self.noise_multiplier is None:
             return DEFAULT_EPSILON
         return self.epsilon
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Several initialisations trained side by side; predictions by the mean of their logits."""
+
+    members: Annotated[
+        int, Doc("number of initialisations; the first is that of a run without others")
+    ] = 1
+    clip: Annotated[
+        str,
+        Doc(
+            "joint (all members' gradients as one vector) or separate (each to clip_norm / sqrt(members)); "
+            "the same bill"
+        ),
+    ] = "joint"
+
+    def __post_init__(self):
+        positive(**{"ensemble.members": self.members})
+        one_of(CLIPS, **{"ensemble.clip": self.clip})

@@ -1,13 +1,9 @@
-"""Settings of what a run tells and of members side by side. See ``config``."""
+"""Settings of what a run tells. See ``config``."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from typing_extensions import Doc
-
-from ffalora_jax.errors import one_of, positive
-
-CLIPS = ("joint", "separate")
 
 
 @dataclass(frozen=True)
@@ -28,23 +24,3 @@ class MonitorConfig:
             "of draws, signal to noise, norms of uploads before their noise; who took part stays"
         ),
     ] = False
-
-
-@dataclass(frozen=True)
-class EnsembleConfig:
-    """Several initialisations trained side by side; predictions by the mean of their logits."""
-
-    members: Annotated[
-        int, Doc("number of initialisations; the first is that of a run without others")
-    ] = 1
-    clip: Annotated[
-        str,
-        Doc(
-            "joint (all members' gradients as one vector) or separate (each to clip_norm / sqrt(members)); "
-            "the same bill"
-        ),
-    ] = "joint"
-
-    def __post_init__(self):
-        positive(**{"ensemble.members": self.members})
-        one_of(CLIPS, **{"ensemble.clip": self.clip})

@@ -42,7 +42,7 @@ class Dealer:
     ):
         self.data, self.numbers = jax.tree.map(np.asarray, (data, numbers))
         self.mesh, shards = mesh, num_shards(mesh)
-        self.keeps_late = settings.presence is not None and settings.presence.late_weight > 0
+        self.keeps_late = settings.late_weight > 0
         self.slots = settings.slots(shards)
         self.per_shard = self.slots // shards
         self.rows = int(np.sort(self.data.sizes)[-self.per_shard :].sum())
@@ -73,9 +73,8 @@ class Dealer:
         """Writes a cohort's personal leaves back into those of all clients, in place."""
         there = np.asarray(cohort.is_real)
         if self.keeps_late and cohort.late is not None:
-            there = there | np.asarray(
-                cohort.late
-            )  # whose last upload was under way comes back as it was
+            # Whose last upload was under way comes back as it was.
+            there = there | np.asarray(cohort.late)
 
         def write(whole, part):
             whole[cohort.clients[there]] = gathered(part)[there]
@@ -144,7 +143,5 @@ def where_data_lies(
         )
     if remembers or not (by_slot[experiment.client_data] or jax.process_count() > 1):
         return settings
-    changes = part_only or settings.cohort_sampling == "poisson" or settings.presence is not None
-    return settings._replace(
-        by_slot=True, rounds_per_call=1 if changes else settings.rounds_per_call
-    )
+    calls = 1 if settings.changes else settings.rounds_per_call
+    return settings._replace(by_slot=True, rounds_per_call=calls)

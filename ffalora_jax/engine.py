@@ -109,26 +109,21 @@ class Engine:
         after, info = self._computed(keys, given, run.frozen, *more)
         # Moved while the devices compute, where others follow; else the same examples stay there.
         self._ready = (
-            (index + count, self._hand(keys, index + count)) if self._changes else (0, hand)
+            (index + count, self._hand(keys, index + count))
+            if self.run.settings.changes
+            else (0, hand)
         )
         dealer.collect(hand.cohort, after.personal, self._personal)
         return dataclasses.replace(after, personal=self._personal), info
 
     def _hand(self, keys: Keys, index: int) -> Hand:
         assert self._dealer is not None
-        if self._ready is not None and (self._ready[0] == index or not self._changes):
+        if self._ready is not None and (self._ready[0] == index or not self.run.settings.changes):
             return self._ready[1]
         return self._dealer.deal(self._cohort(keys, index))
 
     def _cohort(self, keys: Keys, index: int) -> Cohort:
         return jax.tree.map(np.asarray, self._draw(keys, jnp.int32(index)))
-
-    @property
-    def _changes(self) -> bool:
-        """Whether another round has other clients."""
-        settings = self.run.settings
-        part_only = settings.cohort_size < settings.num_clients or settings.presence is not None
-        return settings.cohort_sampling == "poisson" or part_only
 
 
 def _keys(public: int, secret: int) -> Keys:

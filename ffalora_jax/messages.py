@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from ffalora_jax.adapters import RANK_AXIS, merge, nbytes, select
+from ffalora_jax.adapters import RANK_AXIS, nbytes, select
 from ffalora_jax.compression import Compression
-from ffalora_jax.controls import PREFIX
+from ffalora_jax.controls import beside
 from ffalora_jax.methods import Method
 from ffalora_jax.types import HEAD_LEAVES, Adapters
 
@@ -38,9 +38,12 @@ def bytes_of(
     parts = method.parts
     here = select(adapters, parts[int(method.phase_at(round_index))] | set(HEAD_LEAVES))
     before = parts[int(method.phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | method.kept
-    sent = jax.eval_shape(method.upload, here, here)
-    if controls:
-        sent = merge(sent, _renamed(here))
+
+    def upload(active):
+        sent = method.upload(active, active)
+        return beside(sent, active, 1.0) if controls else sent
+
+    sent = jax.eval_shape(upload, here)
     up = _within(sent, rank) if compression is None else compression.nbytes(sent)
     known = {"residual", *method.redrawn, *(("lora_b",) if method.redrawn else ())}
     down = _within(select(adapters, before - known), rank)
@@ -50,13 +53,6 @@ def bytes_of(
     residual = nbytes(select(adapters, {"residual"}))
     factors = nbytes(select(adapters, {"lora_a", "lora_b"}))
     return up, down + min(residual, slots * factors)
-
-
-def _renamed(adapters: Adapters) -> Adapters:
-    return {
-        layer: {PREFIX + name: leaf for name, leaf in found.items()}
-        for layer, found in adapters.items()
-    }
 
 
 def _within(sent: Adapters, rank: np.ndarray | None):

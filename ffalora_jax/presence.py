@@ -40,7 +40,7 @@ def times_of(sites: Sites, flops_per_step: float, up, down) -> Times:
 
     Args:
         sites: all of them.
-        flops_per_step: operations of one local step with the largest batch.
+        flops_per_step: operations of one local step with the experiment's batch.
         up: bytes that a site sends, a number or (..., client).
         down: bytes that it receives.
     """
@@ -54,11 +54,8 @@ def times_of(sites: Sites, flops_per_step: float, up, down) -> Times:
 
 def in_time(sites: Sites, flops_per_step: float, up, down, deadline: float) -> Sites:
     """Returns the sites with as many local steps as each can finish, from 1 to its own number."""
-    return sites._replace(
-        local_steps=np.clip(_fitting(sites, flops_per_step, up, down, deadline), 1, None).astype(
-            np.int32
-        )
-    )
+    steps = np.clip(_fitting(sites, flops_per_step, up, down, deadline), 1, None)
+    return sites._replace(local_steps=steps.astype(np.int32))
 
 
 def _fitting(sites: Sites, flops_per_step: float, up, down, deadline: float) -> np.ndarray:

@@ -125,7 +125,7 @@ def _make_phase(
     """Does ``make_round`` for rounds in which the same leaves are trained."""
     method, by_slot = server.method, settings.by_slot
     shards = num_shards(mesh)
-    late_weight = 0.0 if settings.presence is None else settings.presence.late_weight
+    late_weight = settings.late_weight
 
     def on_one_device(shared, apart):
         secret, round_index, frozen, active, data = shared

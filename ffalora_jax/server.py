@@ -88,13 +88,18 @@ class Server(NamedTuple):
                 "--privacy.mechanism dp_sgd."
             )
 
-    def _check_controls(self, name: str) -> None:
-        method, why = self.method, ""
+    def _why_not_later(self) -> str:
+        """Returns why what a client moved says nothing a round later, or nothing if it does."""
+        method = self.method
         if method.reads_uploads or method.is_baseline:
-            why = "does not go on from the mean of what its clients send"
-        elif method.kept or method.redrawn or method.wire is not None:
-            why = "has the server change what the clients' gradients belong to"
-        elif self.compression is not None:
+            return "does not go on from the mean of what its clients send"
+        if method.kept or method.redrawn or method.wire is not None:
+            return "has the server change what the clients' leaves belong to"
+        return ""
+
+    def _check_controls(self, name: str) -> None:
+        why = self._why_not_later()
+        if self.compression is not None:
             why = "with compression would let the clients' and the server's controls drift apart"
         elif self.mechanism is not None and self.mechanism.sums_integers:
             why = "would keep controls with a share of the noise alone under dp_sgd_secagg"
@@ -110,10 +115,8 @@ class Server(NamedTuple):
         Raises:
             InputError: so it is.
         """
-        method, why = self.method, ""
-        if method.reads_uploads or method.is_baseline:
-            why = "does not go on from the mean of what its clients send"
-        elif method.kept or method.redrawn or method.wire is not None or len(method.parts) > 1:
+        why = self._why_not_later()
+        if len(self.method.parts) > 1:
             why = "has rounds whose leaves are not those of the round before"
         elif self.mechanism is not None:
             why = "is to have a sum in which each client counts once, under this privacy.mechanism"
@@ -226,23 +229,7 @@ def make_server(
     server = server._replace(compression=compression_of(experiment.compression))
     if local.control_variates:
         server = server._replace(control_scale=local.learning_rate * experiment.local_steps)
-        if 0 < experiment.sites.late_weight < 1:
-            raise InputError(
-                f"Expected sites.late_weight = 0 or 1 with optimizer.control_variates, got "
-                f"{experiment.sites.late_weight:g}: a control that counts in part is never put right."
-            )
-        priced = plan.clients[0].priced
-        if priced is not None and priced.capacity is not None:
-            raise InputError(
-                "Expected all clients in every round, or cohorts whose cap cannot bind, with "
-                "optimizer.control_variates under client-level privacy: who keeps another out of a full draw "
-                "would change that one's control for good. Leave cohort_size out, or take dp_sgd."
-            )
-        if experiment.weights != "uniform":
-            raise InputError(
-                "Expected weights = 'uniform' with optimizer.control_variates: the server's control is "
-                "the plain mean over all clients, whoever comes."
-            )
+        _check_control_variates(experiment, plan)
     if mechanism.correlated is not None and (method.phases or method.local_parts):
         raise InputError(
             f"method.name {experiment.method.name!r} does not train all its leaves in every step, and noise "
@@ -260,3 +247,24 @@ def make_server(
     if experiment.sites.late_weight:
         server.check_late(experiment.method.name)
     return server
+
+
+def _check_control_variates(experiment: Experiment, plan: Plan) -> None:
+    """Refuses settings under which the server's control would not be the mean of the clients'."""
+    if 0 < experiment.sites.late_weight < 1:
+        raise InputError(
+            f"Expected sites.late_weight = 0 or 1 with optimizer.control_variates, got "
+            f"{experiment.sites.late_weight:g}: a control that counts in part is never put right."
+        )
+    priced = plan.clients[0].priced
+    if priced is not None and priced.capacity is not None:
+        raise InputError(
+            "Expected all clients in every round, or cohorts whose cap cannot bind, with "
+            "optimizer.control_variates under client-level privacy: who keeps another out of a full draw "
+            "would change that one's control for good. Leave cohort_size out, or take dp_sgd."
+        )
+    if experiment.weights != "uniform":
+        raise InputError(
+            "Expected weights = 'uniform' with optimizer.control_variates: the server's control is "
+            "the plain mean over all clients, whoever comes."
+        )

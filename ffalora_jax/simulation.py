@@ -9,8 +9,7 @@ from flax import nnx
 from ffalora_jax import rng
 from ffalora_jax.adapter_file import FACTS
 from ffalora_jax.book import largest_epsilons
-from ffalora_jax.checkpoint import Checkpoints, Ledger
-from ffalora_jax.cohort import data_hash
+from ffalora_jax.checkpoint import Checkpoints, Ledger, data_hash
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run, load_run

@@ -109,6 +109,12 @@ def run_rounds(run: Prepared, count: int, state=None):
     return state, infos
 
 
+def silent(run: Prepared) -> Prepared:
+    """The same run with its clipping and without its clients' noise."""
+    none = 0 * run.numbers.noise_multiplier
+    return run._replace(numbers=run.numbers._replace(noise_multiplier=none))
+
+
 def participants(infos) -> list[list[int]]:
     """The clients that took part in each round of a call."""
     rounds = zip(np.asarray(infos.clients), np.asarray(infos.took_part), strict=True)

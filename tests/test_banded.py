@@ -16,6 +16,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import Schedule
 from ffalora_jax.mechanisms.dp_sgd_banded import strategy
 from ffalora_jax.prepare import prepare
+from ffalora_jax.run_facts import privacy
 from tests import reference
 from tests.helpers import drawn_rows, keys, prepared, run_rounds
 from tests.tiny_runs import same_bits, tiny
@@ -151,6 +152,17 @@ def test_a_run_that_was_cut_goes_on_with_its_noise(tmp_path):
     resumed = ffa.resume(tmp_path / "cut", rounds=2)
     assert same_bits(whole, resumed)
     assert whole.privacy["epsilon"] == resumed.privacy["epsilon"]
+
+
+def test_privacy_json_says_what_was_priced(tmp_path):
+    """The client's own size, and beside it the group, the bands and the draws that the bill is for."""
+    run = banded(bands=2)
+    for client, said in enumerate(privacy(run, 3, 12, True)["clients"]):
+        size = int(run.data.sizes[client])
+        assert said["num_examples"] == size
+        assert (said["bands"], said["group_size"]) == (2, -(-size // 2))
+        assert (said["steps"], said["priced_steps"]) == (6, 3)
+        assert said["sampling_probability"] == pytest.approx(BATCH / said["group_size"])
 
 
 @pytest.mark.parametrize(

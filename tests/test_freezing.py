@@ -11,7 +11,7 @@ from ffalora_jax.detours import whole_a
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
-from tests.helpers import prepared, run_rounds
+from tests.helpers import prepared, run_rounds, silent
 
 
 def frozen(text, mechanism="dp_sgd", **changes):
@@ -94,12 +94,6 @@ def test_methods_that_do_not_train_and_average_both_factors_are_refused(method):
 def with_thawed_a(text, **changes):
     base = prepared(method="ffa_lora").experiment
     return prepare(base.replace(**{"method.freeze": text, **changes}))
-
-
-def silent(run):
-    """The same run with its clipping and without its noise."""
-    none = 0 * run.numbers.noise_multiplier
-    return run._replace(numbers=run.numbers._replace(noise_multiplier=none))
 
 
 def whole(run, state):

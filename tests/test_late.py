@@ -9,7 +9,7 @@ import ffalora_jax as ffa
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
-from tests.helpers import prepared, run_rounds
+from tests.helpers import prepared, run_rounds, silent
 from tests.test_sites import after, rounds_of, with_sites
 
 SLOW = {"up": "100, 0.001, 100, 100"}
@@ -104,11 +104,6 @@ def test_messages_of_late_sites_are_counted_and_survive_a_stop(tmp_path):
 def test_late_uploads_that_would_say_nothing_are_refused(settings, sites, words):
     with pytest.raises(InputError, match=words):
         with_sites(prepared(**settings), **{"deadline": 1.0, "late_weight": 0.5, **sites})
-
-
-def silent(run):
-    none = 0 * run.numbers.noise_multiplier
-    return run._replace(numbers=run.numbers._replace(noise_multiplier=none))
 
 
 @pytest.mark.parametrize("mechanism", ["dp_sgd", pytest.param("none", marks=pytest.mark.slow)])

@@ -121,3 +121,28 @@ def test_private_figures_leave_out_what_looks_at_training_data_without_noise(tmp
         assert line["drift"] == plain["drift"]
     page = (tmp_path / "hidden" / "report.html").read_text()
     assert "share of examples clipped" not in page
+
+
+def test_client_level_private_figures_leave_out_norms_of_uploads_before_their_noise(tmp_path):
+    base = prepared(mechanism="dp_fedavg").experiment.replace(
+        **{"rounds": 1, "evaluate_every": 1, "monitor.private": True}
+    )
+    (line,) = ffa.simulate(base, out=tmp_path / "run").metrics
+    assert line["client_update_norms"] == []
+    assert line["participants"] == [0, 1, 2, 3]
+
+
+def test_the_gap_of_a_thawed_part_is_that_of_the_whole_product():
+    """What of A is the same at all clients is linear in B: its part of the gap is zero."""
+    draw = np.random.default_rng(0)
+    frozen, thawed, b = (
+        draw.standard_normal(shape).astype(np.float32) for shape in ((6, 2), (3, 6, 1), (3, 3, 5))
+    )
+    weights = jnp.ones(3)
+    sent = {"x": {"thawed_a": jnp.asarray(thawed), "lora_b": jnp.asarray(b)}}
+    found = monitor.of_clients(jax.tree.map(lambda leaf: leaf[0], sent), sent, weights)
+    whole = np.concatenate([np.repeat(frozen[None], 3, 0), thawed], axis=2)
+    apart = np.mean(whole @ b, 0) - whole.mean(0) @ b.mean(0)
+    of_part = np.mean(thawed @ b[:, 2:], 0)
+    ratio = np.linalg.norm(apart) / np.linalg.norm(of_part)
+    assert float(found["product_gap"]) == pytest.approx(ratio, rel=1e-4)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import ffalora_jax as ffa
 from ffalora_jax import cli, simulation
 from ffalora_jax.adapter_file import ADAPTER
-from ffalora_jax.cohort import data_hash
+from ffalora_jax.checkpoint import data_hash
 from ffalora_jax.config import Experiment
 from ffalora_jax.console import show_run
 from ffalora_jax.errors import InputError
