@@ -59,6 +59,10 @@ class PartitionConfig:
     ] = 1.0
     validation_share: Annotated[float, Doc("share of each client kept for choosing settings")] = 0.1
     test_share: Annotated[float, Doc("share of each client kept for the final figure")] = 0.2
+    public_site: Annotated[
+        str | None,
+        Doc("natural: a site whose examples are public; not trained on, ensembles choose by them"),
+    ] = None
 
     def __post_init__(self):
         one_of(PARTITIONS, **{"partition.name": self.name})
@@ -71,6 +75,11 @@ class PartitionConfig:
         between(0, 1, **{"partition.validation_share": self.validation_share})
         between(0, 1, **{"partition.test_share": self.test_share})
         between(0, 10, **{"partition.quantity_skew": self.quantity_skew})
+        if self.public_site is not None and self.name != "natural":
+            raise InputError(
+                f"Expected partition.name = 'natural' with partition.public_site = {self.public_site!r}, got "
+                f"{self.name!r}: sites are those of the client column (--data.client)."
+            )
         if self.validation_share + self.test_share >= 1:
             raise InputError(
                 "Expected partition.validation_share + partition.test_share < 1, got "

@@ -10,7 +10,8 @@ Privacy. An example moves all members, so it is all of them that are clipped and
     separate:  each ||g_e|| to C / sqrt(E): together at most C, so at the same noise the same bill; it is that
                of E runs on the same draws, each with noise multiplier sqrt(E) sigma, composed
 
-Choosing a member by validation or test data looks at those without noise; the mean of logits does not.
+Choosing a member by validation or test data looks at those without noise; the mean of logits does not,
+nor does a choice by public data (``partition.public_site``).
 """
 
 import jax

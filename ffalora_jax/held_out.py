@@ -56,11 +56,17 @@ def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
 
 
 def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
-    """Scores each member of an ensemble alone, and the one that does best on the validation part."""
+    """Scores each member of an ensemble alone, and the best on public data or else on the validation part.
+
+    **Guarantee:** with public data the choice costs no privacy; by the validation part it is not private.
+    """
     count = run.model.members
     if count == 1:
         return {}
-    found: dict[str, list[float]] = {"validation_accuracy": [], "test_accuracy": []}
+    public = [run.owners.public, *[run.owners.public[:0]] * (len(run.owners.names) - 1)]
+    chosen_on = "public" if len(run.owners.public) else "validation"
+    by = f"{chosen_on}_accuracy"
+    found: dict[str, list[float]] = {by: [], "test_accuracy": []}
     for member in range(count):
         frozen = run.frozen._replace(adapters=ensemble.alone(run.frozen.adapters, member))
         mine = run._replace(frozen=frozen)
@@ -69,18 +75,23 @@ def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any
             adapters=ensemble.alone(state.adapters, member),
             personal=ensemble.alone(state.personal, member, axis=1),
         )
-        found["validation_accuracy"].append(validation(mine, predict, theirs).get("accuracy", 0.0))
+        if chosen_on == "public":
+            seen = _scores(mine, predict, theirs, public)
+            found[by].append(0.0 if seen is None else seen.accuracy)
+        else:
+            found[by].append(validation(mine, predict, theirs).get("accuracy", 0.0))
         tested = _scores(mine, predict, theirs, run.owners.test)
         if tested is not None:
             found["test_accuracy"].append(tested.accuracy)
     if not found["test_accuracy"]:
         return {}
-    best = int(np.argmax(found["validation_accuracy"]))
+    best = int(np.argmax(found[by]))
     return {
         "members": {
             **found,
             "spread": float(np.std(found["test_accuracy"], ddof=1)),
-            "best_on_validation": best,
+            "chosen_on": chosen_on,
+            "best": best,
             "its_test_accuracy": found["test_accuracy"][best],
         }
     }

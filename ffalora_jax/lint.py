@@ -132,6 +132,16 @@ def _held_out(run: Prepared) -> list[Finding]:
     owners = run.owners
     seen = hashes(owners.train)
     found = []
+    shown = hashes([owners.public]) & seen
+    if shown:
+        found.append(
+            Finding(
+                "public-data-overlaps",
+                f"{len(shown)} different examples of partition.public_site stand in a training part too: "
+                "what is private there is not public, and what is chosen by it is not free. Take them out.",
+                "Tramer et al. 2022, arXiv:2212.06470",
+            )
+        )
     for what, rows in (("validation", owners.validation), ("test", owners.test)):
         held = hashes(rows)
         both = len(seen & held)
@@ -173,6 +183,34 @@ def _personal_heads(run: Prepared) -> list[Finding]:
             f"Personal {what} stay at their site and get no noise under this mechanism: a site that hands "
             "its model on is not protected. Set model.head = 'trained', or take dp_sgd.",
             "design of DP-FedAvg: McMahan et al. 2018, arXiv:1710.06963",
+        )
+    ]
+
+
+def _unnoised_controls(run: Prepared) -> list[Finding]:
+    if run.state.memory.control is None or run.plan.unit != "client":
+        return []
+    return [
+        Finding(
+            "controls-outside-the-noise",
+            "The control variates that clients keep are their own gradients without noise under this "
+            "mechanism, and checkpoints hold them: delete those before the folder leaves the site, or take "
+            "dp_sgd.",
+            "Karimireddy et al. 2020, arXiv:1910.06378, algorithm 1",
+        )
+    ]
+
+
+def _pooled_sites(run: Prepared) -> list[Finding]:
+    if not (run.method.pooled and run.experiment.sites.is_set):
+        return []
+    return [
+        Finding(
+            "pooled-data-has-no-sites",
+            f"method.name = {run.experiment.method.name!r} trains on all data in one place: what [sites] "
+            "says of machines, links, steps and batches is not used.",
+            "README, Sites as they are",
+            "note",
         )
     ]
 
@@ -230,6 +268,8 @@ RULES: tuple[Callable[[Prepared], list[Finding]], ...] = (
     _held_out,
     _tuning,
     _personal_heads,
+    _unnoised_controls,
+    _pooled_sites,
     _few_clients,
     _noise_seed,
     _start,

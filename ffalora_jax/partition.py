@@ -1,6 +1,6 @@
 """Who owns which example, and which part of it is held out. NumPy, on the host, from the public seed.
 
-Every example is used exactly once: by one client, in one of train, validation and test.
+Every example is used exactly once: by one client, in one of train, validation and test; or it is public.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ class Owners(NamedTuple):
     train: list[np.ndarray]
     validation: list[np.ndarray]
     test: list[np.ndarray]
+    public: np.ndarray = np.empty(0, int)
+    """Rows of the site that is public: nobody trains on them."""
 
 
 def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Owners:
@@ -34,8 +36,10 @@ def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Owners:
     column where the partition is natural), so that the figure over all clients is the official one.
 
     Raises:
-        InputError: as ``assign``.
+        InputError: as ``assign``, or no site has the name of the public one.
     """
+    if config.public_site is not None:
+        return _beside_public(dataset, config, seed)
     if dataset.held_out is None:
         return split(dataset, assign(dataset, config, seed), config, seed)
     apart = np.flatnonzero(dataset.held_out)
@@ -107,6 +111,29 @@ def split(
         else tuple(f"client_{k}" for k in range(len(owned)))
     )
     return Owners(names, *parts)
+
+
+def _beside_public(dataset: Dataset, config: PartitionConfig, seed: int) -> Owners:
+    """Deals out what the other sites have, as if the public one were not there."""
+    names = dataset.client_names
+    if config.public_site not in names or len(names) < 2:
+        raise InputError(
+            f"Expected partition.public_site as one of two or more sites, got {config.public_site!r}. "
+            f"The data has: {', '.join(names[:MOST_LISTED]) or 'no sites (--data.client names the column)'}."
+        )
+    assert dataset.clients is not None
+    site = names.index(config.public_site)
+    rest = np.flatnonzero(dataset.clients != site)
+    others = dataset.take(rest)
+    assert others.clients is not None
+    others = dataclasses.replace(
+        others,
+        clients=others.clients - (others.clients > site),
+        client_names=names[:site] + names[site + 1 :],
+    )
+    owners = partition(others, dataclasses.replace(config, public_site=None), seed)
+    parts = [[rest[rows] for rows in part] for part in owners[1:4]]
+    return Owners(owners.names, *parts, np.flatnonzero(dataset.clients == site))
 
 
 def class_table(dataset: Dataset, owned: Sequence[np.ndarray]) -> np.ndarray:

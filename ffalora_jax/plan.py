@@ -86,8 +86,10 @@ def work_of(run: Prepared, num_clients: int, slots: int) -> Work:
         per_client_bytes=bytes_per_client(*facts, run.encoded, at_once),
         data_bytes=int(each * num_clients),
         cohort_bytes=int(each * min(slots, num_clients)),
-        model_bytes=leaves.nbytes((run.frozen, run.state.adapters)),
-        personal_bytes=leaves.nbytes(run.state.personal) // len(run.plan.clients) * num_clients,
+        model_bytes=leaves.nbytes((run.frozen, run.state.adapters, run.state.control)),
+        personal_bytes=leaves.nbytes((run.state.personal, run.state.memory))
+        // len(run.plan.clients)
+        * num_clients,
     )
 
 

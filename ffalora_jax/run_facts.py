@@ -229,7 +229,7 @@ def listed(names: Sequence[str], facts: Sequence[dict[str, Any]]) -> list[dict[s
 def partition_table(run: Prepared) -> dict[str, Any]:
     """Examples per class at the first ``MOST_LISTED`` sites, for the report's picture; not private."""
     owners = run.owners
-    parts = [each[:MOST_LISTED] for each in owners]
+    parts = [each[:MOST_LISTED] for each in owners[:4]]
     owned = [np.concatenate(mine) for mine in zip(*parts[1:], strict=True)]
     table = class_table(run.dataset, owned)
     clients = [
@@ -247,6 +247,7 @@ def partition_table(run: Prepared) -> dict[str, Any]:
         "class_names": list(run.dataset.class_names),
         "num_clients": len(owners.names),
         "clients": clients,
+        "public": len(owners.public),
     }
 
 

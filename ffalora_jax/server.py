@@ -230,6 +230,8 @@ def make_server(
     if local.control_variates:
         server = server._replace(control_scale=local.learning_rate * experiment.local_steps)
         _check_control_variates(experiment, plan)
+    if method.personal or experiment.model.head == "personal":
+        _check_kept(plan, "leaves that stay at the clients", "all clients in every round")
     if mechanism.correlated is not None and (method.phases or method.local_parts):
         raise InputError(
             f"method.name {experiment.method.name!r} does not train all its leaves in every step, and noise "
@@ -256,15 +258,24 @@ def _check_control_variates(experiment: Experiment, plan: Plan) -> None:
             f"Expected sites.late_weight = 0 or 1 with optimizer.control_variates, got "
             f"{experiment.sites.late_weight:g}: a control that counts in part is never put right."
         )
-    priced = plan.clients[0].priced
-    if priced is not None and priced.capacity is not None:
-        raise InputError(
-            "Expected all clients in every round, or cohorts whose cap cannot bind, with "
-            "optimizer.control_variates under client-level privacy: who keeps another out of a full draw "
-            "would change that one's control for good. Leave cohort_size out, or take dp_sgd."
-        )
+    _check_kept(plan, "optimizer.control_variates", "no cohort_size")
     if experiment.weights != "uniform":
         raise InputError(
             "Expected weights = 'uniform' with optimizer.control_variates: the server's control is "
             "the plain mean over all clients, whoever comes."
+        )
+
+
+def _check_kept(plan: Plan, what: str, otherwise: str) -> None:
+    """Refuses what clients keep from round to round where one client can keep another out of a draw.
+
+    The bill of a capped draw is for that round's sum; what the one kept out would have learned is missing
+    in its later uploads too.
+    """
+    priced = plan.clients[0].priced
+    if plan.unit == "client" and priced is not None and priced.capacity is not None:
+        raise InputError(
+            "Expected all clients in every round, or cohorts whose cap cannot bind, with "
+            f"{what} under client-level privacy: who keeps another out of a full draw would change what "
+            f"that one keeps for good. Take {otherwise}, or dp_sgd."
         )

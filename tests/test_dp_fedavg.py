@@ -166,3 +166,11 @@ def test_a_run_says_that_whole_clients_are_protected_and_which_files_name_them(t
     assert "one client, with all its examples" in page
     assert "every whole site" in page
     assert ffa.load_run(run.path).predict(["a text"])
+
+
+@pytest.mark.parametrize("kept", [{"method": "fedsa_lora"}, {"head": "personal"}])
+def test_personal_leaves_where_one_client_can_keep_another_out_are_refused(kept):
+    facts = {"mechanism": "dp_fedavg", "sampling": "poisson", "clients": 12}
+    assert prepared(**facts, **kept, cohort_size=12).plan.unit == "client"
+    with pytest.raises(InputError, match="stay at the clients under client-level privacy"):
+        prepared(**facts, **kept, cohort_size=2)

@@ -1,5 +1,6 @@
 """Members of an ensemble: each is its own run, one bill bounds them all, the mean of their logits answers."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import audit, cli
+from ffalora_jax import audit, cli, held_out
 from ffalora_jax.errors import InputError
+from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
 from tests.contracts import test_sensitivity
@@ -115,7 +117,7 @@ def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(
     run = ffa.simulate(tiny(**changes), out=tmp_path / "whole")
     found = run.metrics[-1]["members"]
     assert len(found["test_accuracy"]) == len(found["validation_accuracy"]) == 2
-    assert found["its_test_accuracy"] == found["test_accuracy"][found["best_on_validation"]]
+    assert found["its_test_accuracy"] == found["test_accuracy"][found["best"]]
     assert found["spread"] == pytest.approx(np.std(found["test_accuracy"], ddof=1))
     assert "members" in json.loads((run.path / "privacy.json").read_text())["not_private_fields"]
     assert "members" not in run.metrics[0]
@@ -127,6 +129,65 @@ def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(
     assert cli.main(["export", str(run.path), str(tmp_path / "none")]) == 2
     assert "--member 0 to 1" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_with_a_public_site_members_are_chosen_by_it_and_nobody_trains_on_it():
+    base, plain = with_members(2), prepared()
+    data = base.dataset
+    clients = np.arange(len(data)) % 5
+    names = ("a", "b", "open", "c", "d")
+    data = dataclasses.replace(data, clients=clients, client_names=names)
+    changes = {"partition.name": "natural", "partition.public_site": "open"}
+    run = prepare(base.experiment.replace(**changes), data)
+    assert run.owners.names == ("a", "b", "c", "d")
+    np.testing.assert_array_equal(run.owners.public, np.flatnonzero(clients == 2))
+    rest = dataclasses.replace(
+        data.take(np.flatnonzero(clients != 2)), client_names=run.owners.names
+    )
+    rest.clients[rest.clients > 2] -= 1
+    others = prepare(plain.experiment.replace(**{"partition.name": "natural"}), rest)
+    owned = [np.sort(np.concatenate(rows)) for rows in zip(*run.owners[1:4], strict=True)]
+    for mine, theirs in zip(owned, zip(*others.owners[1:4], strict=True), strict=True):
+        np.testing.assert_array_equal(
+            np.flatnonzero(clients != 2)[np.sort(np.concatenate(theirs))], mine
+        )
+    state, _ = run_rounds(run, 1)
+    predict = make_predictor(run.model, run.task, run.mesh)
+    (found,) = held_out.members(run, predict, state).values()
+    assert found["chosen_on"] == "public"
+    for index, accuracy in enumerate(found["public_accuracy"]):
+        every = {
+            layer: {**run.frozen.adapters.get(layer, {}), **state.adapters.get(layer, {})}
+            for layer in {*run.frozen.adapters, *state.adapters}
+        }
+        inputs = {
+            key: jnp.asarray(leaf[run.owners.public]) for key, leaf in run.encoded.inputs.items()
+        }
+        model = prepared().model
+        logits = model.apply(model.backbone, member_of(every, index), **inputs)
+        right = np.argmax(logits, -1) == data.labels[run.owners.public]
+        assert accuracy == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize(
+    ("name", "public", "words"),
+    [
+        ("natural", "closed", "one of two or more sites, got 'closed'. The data has: a, b"),
+        ("iid", "a", "partition.name = 'natural' with partition.public_site"),
+    ],
+)
+def test_a_public_site_that_is_not_there_is_refused(name, public, words):
+    rows = np.arange(40)
+    data = dataclasses.replace(
+        prepared().dataset.take(rows), clients=rows % 2, client_names=("a", "b")
+    )
+    with pytest.raises(InputError, match=words):
+        prepare(
+            prepared().experiment.replace(
+                **{"partition.name": name, "partition.public_site": public}
+            ),
+            data,
+        )
 
 
 @pytest.mark.parametrize(

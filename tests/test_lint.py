@@ -34,6 +34,8 @@ CENTRAL = {"mechanism": "dp_fedavg"}
         ("noise-seed-given", {}, {"noise_seed": 4}),
         ("personal-outside-the-noise", CENTRAL, {"model.head": "personal"}),
         ("few-clients", CENTRAL, {}),
+        ("controls-outside-the-noise", CENTRAL, {"optimizer.control_variates": True}),
+        ("pooled-data-has-no-sites", {"method": "centralized"}, {"sites.preset": "three-sites"}),
     ],
 )
 def test_a_rule_speaks_where_it_should(rule, base, changes):
@@ -63,6 +65,24 @@ def test_doubles_across_the_parts_are_counted():
     test = {tuple(tokens[row]) for mine in run.owners.test for row in mine}
     seen = {tuple(tokens[row]) for mine in run.owners.train for row in mine}
     assert f"{len(test & seen)} of {len(test)} different test" in found["test-on-training-data"]
+
+
+def test_public_examples_that_are_private_too_are_counted():
+    rows = [f"text number {i} is {'good' if i % 2 else 'bad'}" for i in range(60)]
+    data = {"text": rows * 2, "label": [i % 2 for i in range(60)] * 2}
+    data["site"] = ["a", "b", "c"] * 20 + ["open"] * 60
+    experiment = prepared().experiment.replace(
+        **{"partition.name": "natural", "partition.public_site": "open"}
+    )
+    run = prepare(experiment, as_dataset(data, client="site"))
+    found = {finding.rule: finding.text for finding in lint.before(run)}
+    tokens = run.encoded.inputs["input_ids"]
+    private = {tuple(tokens[row]) for mine in run.owners.train for row in mine}
+    both = private & {tuple(tokens[row]) for row in run.owners.public}
+    assert both
+    assert found["public-data-overlaps"].startswith(f"{len(both)} different examples")
+    apart = as_dataset({**data, "text": rows + [f"{row} , a film" for row in rows]}, client="site")
+    assert "public-data-overlaps" not in rules(prepare(experiment, apart))
 
 
 @pytest.mark.parametrize(
