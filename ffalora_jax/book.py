@@ -1,5 +1,6 @@
 """The figures of a run as it goes on: lines of metrics.jsonl, privacy.json, communication.json."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ class Book:
         self.run, self.folder, self.epsilons = run, folder, epsilons
         self.given_seed = folder.read_json("environment.json")["reproducible"]
         self.planned = ledger.planned_rounds
+        # After a fall back to an older checkpoint: those rounds were given out, whatever is made again.
+        self._released = _released(folder)
         self._before = lint.warnings(run)
         self.kept = [x for x in folder.metrics() if x["round_index"] < ledger.rounds_done]
         for line in self.kept:
@@ -156,11 +159,22 @@ class Book:
         return None if plan.unit is None else plan.largest_spent(done)
 
     def write(self, done: int) -> None:
-        """Writes privacy.json and communication.json as they stand after ``done`` rounds."""
-        self.folder.write_json(
-            "privacy.json", privacy(self.run, done, self.planned, self.given_seed, self.warnings())
-        )
+        """Writes privacy.json and communication.json as they stand after ``done`` rounds.
+
+        **Guarantee:** the epsilon of privacy.json never goes back. A round that is made again has the same
+        noise key and the same settings (both are checked), so it is the same release and counts once.
+        """
+        self._released = max(done, self._released)
+        facts = self.run, self._released, self.planned, self.given_seed, self.warnings()
+        self.folder.write_json("privacy.json", privacy(*facts))
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
+
+
+def _released(folder: RunFolder) -> int:
+    """Returns how many rounds the folder's privacy.json counts already."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(folder.read_json("privacy.json")["rounds"])
+    return 0
 
 
 def _signal_to_noise(infos: RoundInfo, index: int, slots: np.ndarray) -> dict[str, Any]:

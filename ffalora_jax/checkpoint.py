@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,8 @@ from ffalora_jax.round import RoundState
 from ffalora_jax.types import Tree
 
 KEPT = 3
+FORMAT = 2
+"""Raised when the files of a run change so that older versions would read them wrongly."""
 
 
 class Ledger(NamedTuple):
@@ -40,6 +44,9 @@ class Ledger(NamedTuple):
     """Hash of the backbone's file."""
     data: str
     """Hash of the training examples and their owners: the noise keys belong to them."""
+    state: str = ""
+    """Hash of the saved arrays; empty of runs before format 2."""
+    format: int = FORMAT
 
 
 class Checkpoints:
@@ -67,8 +74,10 @@ class Checkpoints:
 
     def save(self, state: RoundState, ledger: Ledger) -> None:
         """Saves a step; whole or not at all."""
+        tree = _as_tree(state)
+        ledger = ledger._replace(state=_digest(tree), format=FORMAT)
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_tree(state)), ledger=ocp.args.JsonSave(ledger._asdict())
+            state=ocp.args.StandardSave(tree), ledger=ocp.args.JsonSave(ledger._asdict())
         )
         with _owner_only():
             saved = self._manager.save(ledger.rounds_done, args=arguments, force=True)
@@ -80,25 +89,45 @@ class Checkpoints:
         """Rounds of which there is a checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def newest(self) -> Ledger | None:
-        """Returns the ledger of the newest checkpoint that is whole; newer, broken ones are removed.
+    def newest(self, say: Callable[[str], None] = lambda text: None) -> Ledger | None:
+        """Returns the ledger of the newest checkpoint that is whole; newer, broken ones are set aside.
 
         They would be in the way of the rounds that are made again.
+
+        Raises:
+            InputError: a newer version of ffalora_jax saved it.
         """
         for step in self.steps():
             ledger = self._readable(step)
             if ledger is not None:
                 return ledger
-            logging.getLogger(__name__).warning("The checkpoint of round %d is broken.", step)
-            self._manager.delete(step)
+            aside = self.folder.with_name(f"broken-checkpoint-{step}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder / str(step), aside)
+            say(f"the checkpoint of round {step} is broken, and was moved to {aside}")
+            self._manager.reload()
         return None
 
     def _readable(self, step: int) -> Ledger | None:
-        with contextlib.suppress(Exception):
+        """Returns the ledger of a step whose arrays are those that were saved, bit for bit."""
+        try:
             arguments = ocp.args.Composite(ledger=ocp.args.JsonRestore())
-            found = _ledger(self._manager.restore(step, args=arguments)["ledger"])
-            return found if self._shapes(step) is not None else None
-        return None
+            found = dict(self._manager.restore(step, args=arguments)["ledger"])
+            if found.get("format", 1) > FORMAT:
+                raise InputError(
+                    f"The run in {self.folder.parent} was saved by a newer version of ffalora_jax (format "
+                    f"{found['format']}, this one reads up to {FORMAT}): go on with that version."
+                )
+            ledger = _ledger(found)
+            if not ledger.state:
+                return ledger if self._shapes(step) is not None else None
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
+            tree = self._manager.restore(step, args=arguments)["state"]
+            return ledger if _digest(jax.tree.map(np.asarray, tree)) == ledger.state else None
+        except InputError:
+            raise
+        except Exception:  # whatever a broken file makes orbax say
+            return None
 
     def restore(self, like: RoundState, ledger: Ledger) -> RoundState:
         """Restores the arrays of a ledger's round (NumPy), into the structure of ``like``.
@@ -183,8 +212,19 @@ def _shapes_of(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): (tuple(x.shape), str(x.dtype)) for path, x in leaves}
 
 
+def _digest(tree: Tree) -> str:
+    """Returns a hash of the leaves, their places, shapes and types."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(
+        (jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.flatten_with_path(tree)[0]
+    ):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def _ledger(found: dict[str, Any]) -> Ledger:
-    return Ledger(**{**found, "noise_multipliers": tuple(found["noise_multipliers"])})
+    return Ledger(**{"format": 1, **found, "noise_multipliers": tuple(found["noise_multipliers"])})
 
 
 @contextlib.contextmanager

@@ -3,16 +3,18 @@
 Imports nothing heavy before it knows what is asked: ``ffalora --help`` and ``ffalora privacy`` load no JAX.
 """
 
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ffalora_jax import cli_privacy
 from ffalora_jax._version import __version__
 from ffalora_jax.cli_privacy import parser_of
-from ffalora_jax.errors import InputError, nearest
+from ffalora_jax.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, InputError, nearest
 
-DONE, FAILED, BAD_INPUT, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+Command = Callable[[list[str]], int]
 
 UNSAVED = "stopped before the first round: nothing was saved"
 
@@ -45,6 +47,9 @@ usage: ffalora COMMAND ...
   prepare glue/TASK --from DIR [--to DATA_DIR]
                             GLUE's own files, or JSONL -> a TFDS folder
   init                      print a commented experiment with every setting
+  doctor [--json]           versions, devices, caches, and one private round computed twice
+
+  with each: --log-level debug|info|warning|error; with run and resume: --debug-nans (stop at the first)
 
 `ffalora COMMAND --help` says more. Start: ffalora run --model.name tiny --data.name synthetic
 """
@@ -59,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return DONE
-    command, *rest = arguments
     try:
+        arguments = _options(arguments)
+        command, *rest = arguments
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
             raise InputError(
@@ -76,115 +82,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return DONE
+    except (OSError, MemoryError, FloatingPointError) as error:
+        print(f"ffalora: {_why(error)}", file=sys.stderr)
+        return FAILED
 
 
-def _run(arguments: list[str]) -> int:
-    from ffalora_jax import flags
+def _options(arguments: list[str]) -> list[str]:
+    """Takes what every command understands off its arguments."""
+    if any(argument.split("=")[0] == "--log-level" for argument in arguments):
+        from ffalora_jax import flags, run_log
 
-    processes, settings = flags.take(arguments, "--processes", "auto, a number or cluster")
-    experiment, out = flags.read_run(settings)
-    use_jax()
-    from ffalora_jax import console, loop, simulation
-    from ffalora_jax.mesh import make_cpu_devices
-    from ffalora_jax.processes import is_first, num_processes, team
-
-    processes = processes or "1"
-    make_cpu_devices(experiment.mesh, num_processes(processes))
-    with team(processes, ["run", *arguments]):
-        if not is_first():
-            loop.follow()
-            return DONE
-        with console.progress() as observe:
-            run = simulation.simulate(experiment, out=out, observe=observe)
-    return _finish(run)
+        level, arguments = flags.take(arguments, "--log-level", "debug, info, warning or error")
+        run_log.set_level(str(level))
+    if "--debug-nans" in arguments:
+        arguments = [argument for argument in arguments if argument != "--debug-nans"]
+        os.environ["JAX_DEBUG_NANS"] = "true"
+    if not arguments:
+        raise InputError("No command: see `ffalora --help`.")
+    return arguments
 
 
-def _resume(arguments: list[str]) -> int:
-    parser = parser_of("resume", "Go on with a run, to the same bits as if it had not stopped.")
-    parser.add_argument("run", help="folder of the run")
-    parser.add_argument("--rounds", type=int, default=0, help="rounds to add to those planned")
-    parser.add_argument("--epsilon", type=float, help="a larger privacy budget, for added rounds")
-    parser.add_argument(
-        "--data.path", dest="data_path", help="where the data lies now, if it was moved"
-    )
-    parser.add_argument("--mesh", help="devices to use now, like clients=2 (default: as the run)")
-    parser.add_argument(
-        "--processes", default="1", help="compute in several: auto, a number or cluster"
-    )
-    asked = parser.parse_args(arguments)
-    use_jax()
-    from ffalora_jax import console, loop, simulation
-    from ffalora_jax.load import load_dataset
-    from ffalora_jax.mesh import make_cpu_devices
-    from ffalora_jax.processes import is_first, num_processes, team
-    from ffalora_jax.run_folder import RunFolder
-
-    experiment = RunFolder.open(asked.run).experiment()
-    make_cpu_devices(asked.mesh or experiment.mesh, num_processes(asked.processes))
-    with team(asked.processes, ["resume", *arguments]):
-        data = None
-        if asked.data_path is not None:
-            data = load_dataset(experiment.replace(**{"data.path": asked.data_path}))
-        if not is_first():
-            loop.follow(data)
-            return DONE
-        with console.progress() as observe:
-            run = simulation.resume(
-                asked.run,
-                data,
-                rounds=asked.rounds,
-                epsilon=asked.epsilon,
-                mesh=asked.mesh,
-                observe=observe,
-            )
-    return _finish(run)
-
-
-def _plan(arguments: list[str]) -> int:
-    from ffalora_jax import cli_plan
-
-    return cli_plan.run(arguments, use_jax)
-
-
-def _check(arguments: list[str]) -> int:
-    from ffalora_jax import cli_check
-
-    return cli_check.run(arguments, use_jax)
-
-
-def _audit(arguments: list[str]) -> int:
-    from ffalora_jax import cli_audit
-
-    return cli_audit.run(arguments, use_jax)
-
-
-def _finish(run) -> int:
-    from ffalora_jax import console
-
-    console.show_run(run)
-    if run.privacy["stopped_at_budget"]:
-        print(
-            f"ffalora: stopped after round {run.privacy['rounds']} of {run.privacy['planned_rounds']}: the "
-            f"next one would pass the privacy budget of {run.privacy['budget']:g}. To go on: "
-            f"ffalora resume {run.path} --epsilon LARGER",
-            file=sys.stderr,
+def _why(error: Exception) -> str:
+    """Says in one line what the machine refused, and what stands."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return (
+            f"out of memory ({text}): see `ffalora plan`, and lower batch_size or model.max_tokens."
         )
-        return BUDGET
-    return DONE
-
-
-def _predict(arguments: list[str]) -> int:
-    use_jax()
-    from ffalora_jax import cli_predict
-
-    return cli_predict.predict(arguments)
-
-
-def _evaluate(arguments: list[str]) -> int:
-    use_jax()
-    from ffalora_jax import cli_predict
-
-    return cli_predict.evaluate(arguments)
+    if isinstance(error, FloatingPointError):
+        return f"--debug-nans stopped the run: {text}"
+    what = error.strerror if isinstance(error, OSError) and error.strerror else text
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return f"{what}{place}. What was saved before is whole: `ffalora resume RUN` goes on from it."
 
 
 def _report(arguments: list[str]) -> int:
@@ -217,19 +146,6 @@ def _list(arguments: list[str]) -> int:
     return DONE
 
 
-def _prepare(arguments: list[str]) -> int:
-    from ffalora_jax import prepare_data
-
-    return prepare_data.run(arguments)
-
-
-def _export(arguments: list[str]) -> int:
-    use_jax()
-    from ffalora_jax import export
-
-    return export.run(arguments)
-
-
 def _init(arguments: list[str]) -> int:
     parser = parser_of(
         "init", "Print a commented experiment with every setting: ffalora init > my.toml"
@@ -253,20 +169,40 @@ def use_jax() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
 
 
-COMMANDS = {
-    "run": _run,
-    "resume": _resume,
-    "plan": _plan,
-    "check": _check,
-    "audit": _audit,
-    "predict": _predict,
-    "evaluate": _evaluate,
-    "export": _export,
+def _told(module: str) -> Command:
+    """A command of another module, which calls ``use_jax`` itself once its arguments are read."""
+    return lambda arguments: _of(module).run(arguments, use_jax)
+
+
+def _jax_first(module: str, function: str = "run") -> Command:
+    """A command of another module whose import needs JAX."""
+
+    def call(arguments: list[str]) -> int:
+        use_jax()
+        return getattr(_of(module), function)(arguments)
+
+    return call
+
+
+def _of(module: str) -> Any:
+    return importlib.import_module(f"ffalora_jax.{module}")
+
+
+COMMANDS: dict[str, Command] = {
+    "run": _told("cli_run"),
+    "resume": lambda arguments: _of("cli_run").resume(arguments, use_jax),
+    "plan": _told("cli_plan"),
+    "check": _told("cli_check"),
+    "audit": _told("cli_audit"),
+    "predict": _jax_first("cli_predict", "predict"),
+    "evaluate": _jax_first("cli_predict", "evaluate"),
+    "export": _jax_first("export"),
     "report": _report,
     "privacy": cli_privacy.run,
     "list": _list,
-    "prepare": _prepare,
+    "prepare": lambda arguments: _of("prepare_data").run(arguments),
     "init": _init,
+    "doctor": _told("cli_doctor"),
 }
 
 

@@ -4,6 +4,10 @@ import difflib
 import math
 from collections.abc import Iterable
 
+DONE, FAILED, BAD_INPUT, BUDGET, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: done; the machine failed (disk, memory, a fault of ours); what was given cannot be used; the
+privacy budget ended the run; Ctrl-C or SIGTERM, with all saved."""
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the command line prints it as one line and ends with 2."""

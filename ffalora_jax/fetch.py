@@ -189,6 +189,23 @@ def in_hub_cache(hub_name: str, files: list[str]) -> dict[str, Path | None]:
     }
 
 
+def hub_answers() -> str:
+    """Returns why the model hub does not answer, or nothing where it does."""
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "not asked: HF_HUB_OFFLINE is set"
+    try:
+        _within(
+            _HUB_PATIENCE,
+            lambda: hub.get_hf_file_metadata(hub.hf_hub_url("gpt2", "config.json"), timeout=3),
+        )
+    except Unavailable as error:
+        return str(error)
+    return ""
+
+
 def _within(seconds: float, call: Callable) -> None:
     """Runs a call that only asks whether somebody is there; no answer in time counts as no."""
     outcome: list[Exception | None] = []

@@ -110,7 +110,7 @@ def split(
         if config.name == "natural"
         else tuple(f"client_{k}" for k in range(len(owned)))
     )
-    return Owners(names, *parts)
+    return Owners(names, parts[0], parts[1], parts[2])
 
 
 def _beside_public(dataset: Dataset, config: PartitionConfig, seed: int) -> Owners:
@@ -132,8 +132,8 @@ def _beside_public(dataset: Dataset, config: PartitionConfig, seed: int) -> Owne
         client_names=names[:site] + names[site + 1 :],
     )
     owners = partition(others, dataclasses.replace(config, public_site=None), seed)
-    parts = [[rest[rows] for rows in part] for part in owners[1:4]]
-    return Owners(owners.names, *parts, np.flatnonzero(dataset.clients == site))
+    train, held, test = ([rest[rows] for rows in part] for part in owners[1:4])
+    return Owners(owners.names, train, held, test, np.flatnonzero(dataset.clients == site))
 
 
 def class_table(dataset: Dataset, owned: Sequence[np.ndarray]) -> np.ndarray:

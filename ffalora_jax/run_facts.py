@@ -17,11 +17,9 @@ from ffalora_jax._version import __version__
 from ffalora_jax.messages import bytes_of
 from ffalora_jax.partition import MOST_LISTED, class_table
 from ffalora_jax.prepare import Prepared
+from ffalora_jax.run_log import PACKAGES
 from ffalora_jax.warm_start import started_from
 
-PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
-)
 NOT_PROTECTED = (
     "the number of examples of each client",
     "how many examples of each class a client has (partition.json, and the figure for guessing)",

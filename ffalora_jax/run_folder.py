@@ -3,10 +3,13 @@
 The layout is in CONTRIBUTING.md; outside scripts rely on the names and fields here.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,33 @@ class RunFolder:
                 f"No run in {str(path)!r}: expected a folder with experiment.toml in it."
             )
         return folder
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from writing here meanwhile; nothing is written for that.
+
+        The system lets go of the lock when the process ends, however it ends, so a killed run leaves none.
+        A file system without locks gives none.
+
+        Raises:
+            InputError: another process is at this run.
+        """
+        with self.experiment_file.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"Another process is at the run in {str(self.path)!r}: wait for it, or stop it."
+                ) from None
+            except OSError:  # no locks here
+                pass
+            yield
+
+    def tidy(self) -> None:
+        """Removes what writes left that were killed."""
+        for ending in ("toml", "json", "jsonl", "html"):
+            for left in self.path.glob(f".*.{ending}.*"):
+                left.unlink(missing_ok=True)
 
     def experiment(self) -> Experiment:
         """Reads the resolved experiment."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from ffalora_jax import rng
+from ffalora_jax import rng, run_log
 from ffalora_jax.adapter_file import FACTS
 from ffalora_jax.book import largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger, data_hash
@@ -43,6 +43,7 @@ def simulate(
         InputError: something given cannot be used; nothing is written then.
         Interrupted: Ctrl-C; what was done is saved.
     """
+    observe = run_log.told(observe)
     folder_path = Path(out) if out is not None else free_path(folder_of(experiment.name))
     check_free(folder_path)  # before minutes are spent
     observe(Event("preparing data, model and noise"))
@@ -59,22 +60,23 @@ def simulate(
     epsilons = largest_epsilons(run, min(experiment.rounds, run.plan.rounds_within_budget))
     engine = compiled(run, observe)
     folder = RunFolder.create(folder_path, experiment)
-    folder.write_json(
-        "environment.json", environment(engine.run, given is not None, engine.compiled_bytes)
-    )
-    folder.write_json("partition.json", partition_table(run))
-    ledger = Ledger(
-        rounds_done=0,
-        planned_rounds=experiment.rounds,
-        budget=experiment.privacy.budget if run.plan.unit else None,
-        noise_multipliers=tuple(client.noise_multiplier for client in run.plan.clients),
-        epsilon=0.0 if run.plan.unit else None,
-        noise_seed=noise_seed,
-        experiment=folder.experiment_hash(),
-        weights=run.loaded.fingerprint,
-        data=data_hash(run.data),
-    )
-    return train(run, folder, ledger, run.state, epsilons, engine, observe)
+    with folder.held(), run_log.kept(folder.path):
+        folder.write_json(
+            "environment.json", environment(engine.run, given is not None, engine.compiled_bytes)
+        )
+        folder.write_json("partition.json", partition_table(run))
+        ledger = Ledger(
+            rounds_done=0,
+            planned_rounds=experiment.rounds,
+            budget=experiment.privacy.budget if run.plan.unit else None,
+            noise_multipliers=tuple(client.noise_multiplier for client in run.plan.clients),
+            epsilon=0.0 if run.plan.unit else None,
+            noise_seed=noise_seed,
+            experiment=folder.experiment_hash(),
+            weights=run.loaded.fingerprint,
+            data=data_hash(run.data),
+        )
+        return train(run, folder, ledger, run.state, epsilons, engine, observe)
 
 
 def resume(
@@ -94,16 +96,31 @@ def resume(
     devices to use now: with another number of them the result is the same up to rounding.
 
     Raises:
-        InputError: no run there, no checkpoint, or one of another experiment or other weights.
+        InputError: no run there, another process at it, no checkpoint, or one of another experiment or
+            other weights.
     """
     folder = RunFolder.open(path)
+    with folder.held():
+        return _resume(folder, data, model, rounds, epsilon, mesh, run_log.told(observe))
+
+
+def _resume(
+    folder: RunFolder,
+    data: Any,
+    model: nnx.Module | None,
+    rounds: int,
+    epsilon: float | None,
+    mesh: str | None,
+    observe: Observer,
+) -> Run:
+    path = folder.path
     if not folder.checkpoints.is_dir():
-        raise InputError(f"No checkpoint in {path}: start again with `ffalora run`.")
+        raise InputError(_nothing_saved(path))
     checkpoints = Checkpoints(folder.checkpoints)
     try:
-        before = checkpoints.newest()
+        before = checkpoints.newest(lambda text: observe(Event(f"warning: {text}")))
         if before is None:
-            raise InputError(f"No checkpoint in {path}: start again with `ffalora run`.")
+            raise InputError(_nothing_saved(path))
         if before.experiment != folder.experiment_hash():
             raise InputError(
                 f"The checkpoint in {path} belongs to another experiment than its experiment.toml: put "
@@ -127,7 +144,18 @@ def resume(
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
     epsilons = largest_epsilons(run, max(last, ledger.rounds_done))
     engine = compiled(run, observe) if ledger.rounds_done < last else None
-    return train(run, folder, ledger, state, epsilons, engine, observe)
+    folder.tidy()
+    with run_log.kept(folder.path):
+        return train(run, folder, ledger, state, epsilons, engine, observe)
+
+
+def _nothing_saved(path: Path) -> str:
+    if list(path.glob("broken-checkpoint-*")):
+        return f"No checkpoint in {path} is whole: put the folder back from a copy, or start a new run."
+    return (
+        f"No checkpoint in {path}: it stopped before the first round. Remove the folder, and start again "
+        "with `ffalora run`."
+    )
 
 
 def _extended(ledger: Ledger, rounds: int, epsilon: float | None) -> Ledger:

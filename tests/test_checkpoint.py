@@ -26,7 +26,7 @@ def checkpoints(tmp_path):
 
 def test_what_is_restored_is_what_was_saved_bit_for_bit(checkpoints):
     checkpoints.save(state(0.1), LEDGER)
-    assert checkpoints.newest() == LEDGER
+    assert checkpoints.newest()._replace(state="") == LEDGER
     restored = checkpoints.restore(state(), LEDGER)
     for a, b in zip(jax.tree.leaves(state(0.1)), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -45,7 +45,7 @@ def test_an_empty_step_folder_falls_back_to_the_step_before(checkpoints):
     checkpoints.close()
     (checkpoints.folder / "11").mkdir()
     again = Checkpoints(checkpoints.folder)
-    assert again.newest() == LEDGER
+    assert again.newest()._replace(state="") == LEDGER
     again.close()
 
 

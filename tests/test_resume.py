@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import ffalora_jax as ffa
-from ffalora_jax import cli, loop
+from ffalora_jax import cli, errors, loop
 from ffalora_jax.errors import InputError
 from tests.tiny_runs import TINY, same_bits, timeless, tiny
 
@@ -123,7 +123,7 @@ def test_a_run_stops_before_the_budget_is_passed_and_goes_on_with_a_larger_one(
     assert run.epsilon <= budget
     assert run.privacy["stopped_at_budget"]
     assert run.accuracy is not None
-    assert cli.main(["resume", str(out)]) == cli.BUDGET
+    assert cli.main(["resume", str(out)]) == errors.BUDGET
     assert "--epsilon" in capsys.readouterr().err
     assert cli.main(["resume", str(out), "--epsilon", "100"]) == cli.DONE
     assert same_bits(whole, ffa.load_run(out))

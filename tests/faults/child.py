@@ -1,0 +1,71 @@
+"""One run in a process of its own, which kills itself at a moment that the parent chose.
+
+Run: python -m tests.faults.child FOLDER CHANGES_JSON [STAGE SECONDS]
+STAGE: startup, round, save, metrics, evaluation, adapter or report; SIGKILL comes SECONDS after it begins.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+STAGES = ("startup", "round", "save", "metrics", "evaluation", "adapter", "report")
+
+
+def main() -> None:
+    """Begins the run, or goes on with it."""
+    path, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+    stage, seconds = (sys.argv[3], float(sys.argv[4])) if len(sys.argv) > 3 else (None, 0.0)
+    if stage == "startup":
+        die_in(seconds)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import ffalora_jax as ffa
+    from ffalora_jax import cli, engine, loop, run_folder
+    from ffalora_jax.checkpoint import Checkpoints
+    from tests.tiny_runs import tiny
+
+    cli.use_jax()
+    places = {
+        "round": (engine.Engine, "__call__"),
+        "save": (Checkpoints, "save"),
+        "metrics": (run_folder.RunFolder, "append_metrics"),
+        "evaluation": (loop, "test"),
+        "adapter": (loop, "save_adapter"),
+        "report": (loop, "write_report"),
+    }
+    if stage in places:
+        arm(*places[stage], seconds)
+    if path.exists():
+        ffa.resume(path, observe=say)
+    else:
+        ffa.simulate(tiny(**changes), out=path, observe=say)
+
+
+def arm(owner, name: str, seconds: float) -> None:
+    """Lets the process die so many seconds after it first comes to a function."""
+    before = getattr(owner, name)
+
+    def and_die(*args, **kwargs):
+        die_in(seconds)
+        return before(*args, **kwargs)
+
+    setattr(owner, name, and_die)
+
+
+def die_in(seconds: float) -> None:
+    """Kills this process, as a power cut would, after so many seconds."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
+
+
+def say(event) -> None:
+    """Prints what is no round."""
+    if event.line is None:
+        print(event.stage, flush=True)
+
+
+if __name__ == "__main__":
+    main()

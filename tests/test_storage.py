@@ -1,0 +1,178 @@
+"""Disks, locks and logs: what was saved last stands, epsilon never goes back, a report of a bug has its log."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ffalora_jax as ffa
+from ffalora_jax import checkpoint, cli, errors, loop, run_folder
+from ffalora_jax.errors import InputError
+from tests.test_resume import StopAfter
+from tests.tiny_runs import same_bits, timeless, tiny
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    return ffa.simulate(tiny(), out=tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped after four of six rounds."""
+    out = tmp_path_factory.mktemp("runs") / "cut"
+    with pytest.raises(loop.Interrupted):
+        ffa.simulate(tiny(), out=out, observe=StopAfter(4))
+    return out
+
+
+def steps(run):
+    return sorted((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+def turn_a_bit(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def largest(step):
+    return max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda step: turn_a_bit(largest(step)),
+        lambda step: largest(step).write_bytes(bytes(largest(step).stat().st_size)),
+        lambda step: [p.unlink() for p in step.rglob("*") if p.is_file()],
+    ],
+    ids=["one bit turned", "zeros", "an empty folder"],
+)
+def test_a_broken_checkpoint_is_set_aside_and_the_run_ends_in_the_same_bits(
+    whole, stopped, tmp_path, harm
+):
+    run, said = Path(shutil.copytree(stopped, tmp_path / "run")), []
+    done = int(steps(run)[-1].name)
+    before = json.loads((run / "privacy.json").read_text())
+    harm(steps(run)[-1])
+    resumed = ffa.resume(run, observe=lambda event: said.append(event.stage))
+    assert any(f"checkpoint of round {done} is broken" in stage for stage in said)
+    assert (run / f"broken-checkpoint-{done}").is_dir()
+    assert same_bits(whole, resumed)
+    assert timeless(whole) == timeless(resumed)
+    assert before["rounds"] == done
+    assert resumed.privacy == whole.privacy
+
+
+def test_epsilon_never_goes_back_though_rounds_are_made_again(stopped, tmp_path):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    before = json.loads((run / "privacy.json").read_text())
+    assert before["rounds"] == 4
+    for step in steps(run)[1:]:  # only the one of round 0 stands
+        turn_a_bit(largest(step))
+    with pytest.raises(loop.Interrupted):
+        ffa.resume(run, observe=StopAfter(2))
+    after = json.loads((run / "privacy.json").read_text())
+    assert len(ffa.load_run(run).metrics) < 4
+    assert after["rounds"] == 4
+    assert after["epsilon"] == before["epsilon"]
+
+
+def test_without_a_whole_checkpoint_the_run_is_refused(stopped, tmp_path, capsys):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    for step in steps(run):
+        turn_a_bit(largest(step))
+    assert cli.main(["resume", str(run)]) == errors.BAD_INPUT
+    assert "is whole" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_of_a_newer_version_is_refused_and_stays_as_it_is(whole, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT - 1)
+    with pytest.raises(InputError, match="newer version"):
+        ffa.resume(run, rounds=1)
+    assert steps(run)
+    assert not list(run.glob("broken-*"))
+
+
+def test_a_second_process_at_the_same_run_is_refused_and_a_lock_left_behind_is_none(
+    stopped, tmp_path
+):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    with (run / "experiment.toml").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="Another process is at the run"):
+            ffa.resume(run)
+    assert len(ffa.resume(run).metrics) == 6
+
+
+def test_a_run_holds_its_folder_while_it_goes_on(tmp_path):
+    held = []
+
+    def look(event):
+        if event.line is None:
+            return
+        with (tmp_path / "run" / "experiment.toml").open() as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(event.rounds_done)
+
+    ffa.simulate(tiny(rounds=1, evaluate_every=1), out=tmp_path / "run", observe=look)
+    assert held == [1]
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
+    whole, stopped, tmp_path, monkeypatch, capsys
+):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / "metrics.jsonl"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.RunFolder, "append_metrics", full)
+        assert cli.main(["resume", str(run)]) == errors.FAILED
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("ffalora: No space left on device")
+    assert "ffalora resume" in line
+    assert "OSError" in (run / "run.log").read_text()
+    assert same_bits(whole, ffa.resume(run))
+
+
+def test_what_a_killed_write_left_is_cleared_away(stopped, tmp_path):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    (run / ".privacy.json.x1y2").write_text("{")
+    ffa.resume(run)
+    assert not list(run.glob(".privacy.json.*"))
+
+
+def test_the_log_of_a_run_tells_versions_stages_and_rounds_and_no_secret(whole):
+    text = (whole.path / "run.log").read_text()
+    assert "jax " in text
+    assert "round 6 of 6" in text
+    assert text.count(" begin: ") == 1
+    (secret,) = {checkpoint.Checkpoints(whole.path / "checkpoints").newest().noise_seed}
+    assert f" {secret}" not in text
+    assert "loss" not in text
+    assert not logging.getLogger("ffalora_jax").handlers
+
+
+def test_the_level_of_messages_can_be_chosen(tmp_path, capsys):
+    assert cli.main(["list", "methods", "--log-level", "loud"]) == errors.BAD_INPUT
+    assert "debug, info, warning, error" in capsys.readouterr().err
+    logger = logging.getLogger("ffalora_jax")
+    try:
+        assert cli.main(["--log-level=info", "list", "methods"]) == errors.DONE
+        logger.info("something")
+        assert "INFO something" in capsys.readouterr().err
+    finally:
+        logger.handlers.clear()
+        logger.propagate = True
