@@ -31,6 +31,7 @@ from tests.refusals import refused  # noqa: E402, F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["FFALORA_CACHE"], "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)  # many files need the same small ones
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def _let_go():
     gc.collect()
 
 
-LONGEST = ("test_docs.py", "test_mesh.py", "test_methods.py", "test_round.py")
+LONGEST = ("test_methods.py", "test_round.py", "test_mesh.py")
 """Files that take minutes: begun first, so that no worker is left with one of them at the end."""
 
 

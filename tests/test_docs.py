@@ -92,6 +92,7 @@ def test_readmes_python_runs_and_has_eight_lines(folder):
         run([sys.executable, "-c", block], folder)
 
 
+@pytest.mark.slow
 def test_readmes_commands_run(folder):
     """All blocks in order, in one folder, as a reader would; the model is replaced by the offline one."""
     script = "set -eu\n" + "\n".join(blocks("sh")[1:])
@@ -105,6 +106,7 @@ def test_readmes_commands_run(folder):
     assert "accuracy" in shown
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     import nbformat
 
@@ -128,6 +130,7 @@ def test_the_notebook_runs(tmp_path):
     assert "bytes a message" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_quickstart_compares_three_runs(tmp_path):
     out = tmp_path / "demo"
     command = [
