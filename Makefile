@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all lint bench clean help
+.PHONY: demo test test-all lint bench faults fuzz soak security clean help
 
 help:
 	@echo "make demo      install into .venv, run the quickstart, print where the report is"
 	@echo "make test      the fast test suite"
 	@echo "make test-all  all tests, the slow ones too"
 	@echo "make lint      ruff and pyright"
+	@echo "make faults    kill runs and break their disks on purpose; make fuzz, make soak: broken files, long runs"
+	@echo "make security  known holes and licences of what constraints.txt installs"
 	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
 $(VENV)/.installed: $(SOURCES)
@@ -35,6 +37,21 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+faults: $(VENV)/.installed-test
+	$(BIN)/python -m tests.faults.kills
+	$(BIN)/python -m tests.faults.storage
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.faults.fuzz
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.faults.soak
+
+security: $(VENV)/.installed-test
+	$(BIN)/python -m tests.faults.licences
+	$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmarks/bench.py

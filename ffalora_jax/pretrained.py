@@ -135,6 +135,13 @@ def load_pretrained(
         raise InputError(
             f"No {error} in {directory / 'config.json'}: the model needs it."
         ) from None
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"No {family.family} can be built from {directory / 'config.json'} "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): fetch it again."
+        ) from None
     graph, abstract = nnx.split(model)
     wanted = flatten(nnx.to_pure_dict(abstract))
     files = files_of(directory)

@@ -48,9 +48,10 @@ def kept(folder: Path) -> Iterator[None]:
     except OSError:
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter(FORM))
-    before = LOG.level
+    before, passed_on = LOG.level, LOG.propagate
     LOG.addHandler(handler)
     LOG.setLevel(min(logging.INFO, before or logging.INFO))
+    LOG.propagate = False  # the terminal has the observer's lines
     raising, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         LOG.info("begin: %s", ", ".join(f"{name} {found}" for name, found in versions().items()))
@@ -66,6 +67,7 @@ def kept(folder: Path) -> Iterator[None]:
         logging.raiseExceptions = raising
         LOG.removeHandler(handler)
         LOG.setLevel(before)
+        LOG.propagate = passed_on
         handler.close()
 
 

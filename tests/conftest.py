@@ -31,7 +31,9 @@ from tests.refusals import refused  # noqa: E402, F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["FFALORA_CACHE"], "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)  # many files need the same small ones
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", 0.02
+)  # many files need the same small ones
 
 
 @pytest.fixture

@@ -129,6 +129,7 @@ def test_the_bill_is_the_plain_mechanisms(mechanism):
     assert run.plan.spent(0, 12) == plain.plan.spent(0, 12)
 
 
+@pytest.mark.thorough
 def test_the_clip_norm_is_written_down_and_survives_a_stop(tmp_path):
     base = prepared(mechanism="dp_sgd_adaptive").experiment.replace(noise_seed=5, evaluate_every=2)
     whole = ffa.simulate(base.replace(rounds=4), out=tmp_path / "four")

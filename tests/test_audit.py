@@ -35,6 +35,7 @@ def test_with_its_noise_dp_sgd_stays_below_its_claim_and_is_not_nothing(examples
     assert found.holds
 
 
+@pytest.mark.thorough
 def test_without_noise_it_is_far_above(examples):
     found = judged(cases.without_noise(examples))
     assert found.lower_bound > 3

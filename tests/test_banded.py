@@ -67,6 +67,7 @@ def test_the_noise_is_white_again_once_the_matrix_is_applied(bands, key):
     assert np.abs(correlation - np.eye(12)).max() < 5 / np.sqrt(4000)
 
 
+@pytest.mark.thorough
 def test_one_band_is_plain_dp_sgd():
     plain = run_rounds(prepared(num_examples=192, clients=3), 2)[0]
     one = run_rounds(banded(1), 2)[0]

@@ -69,6 +69,7 @@ def test_what_is_sent_is_what_moved_so_an_unmoved_leaf_arrives_as_it_was(tree, k
         pytest.param("topk 0.1", 0.2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.thorough
 def test_bytes_are_those_that_are_sent_and_the_model_is_near(text, share):
     plain = prepared(method="fedavg_lora", mechanism="none")
     run = prepare(plain.experiment.replace(compression=text))

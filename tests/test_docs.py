@@ -85,6 +85,7 @@ def test_readme_begins_with_the_two_commands():
     assert [line.split("#")[0].strip() for line in first] == ["make demo", "make test"]
 
 
+@pytest.mark.thorough
 def test_readmes_python_runs_and_has_eight_lines(folder):
     code = blocks("python")
     assert len([line for line in code[0].splitlines() if line.strip()]) == 8
@@ -92,7 +93,7 @@ def test_readmes_python_runs_and_has_eight_lines(folder):
         run([sys.executable, "-c", block], folder)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_readmes_commands_run(folder):
     """All blocks in order, in one folder, as a reader would; the model is replaced by the offline one."""
     script = "set -eu\n" + "\n".join(blocks("sh")[1:])
@@ -106,7 +107,7 @@ def test_readmes_commands_run(folder):
     assert "accuracy" in shown
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_notebook_runs(tmp_path):
     import nbformat
 
@@ -130,7 +131,7 @@ def test_the_notebook_runs(tmp_path):
     assert "bytes a message" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_quickstart_compares_three_runs(tmp_path):
     out = tmp_path / "demo"
     command = [

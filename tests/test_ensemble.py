@@ -47,6 +47,7 @@ def assert_close(one, other, atol=1e-6):
         *(pytest.param(x, marks=pytest.mark.slow) for x in ("ravan", "vera", "hetlora", "fedask")),
     ],
 )
+@pytest.mark.thorough
 def test_without_clipping_every_member_is_a_run_of_its_own(method):
     """The first that of the same seed without others; the rest from what they began with."""
     run = with_members(method=method, mechanism="none")
@@ -112,6 +113,7 @@ def test_the_bill_is_that_of_one_run_and_the_messages_are_those_of_all():
     assert message_bytes(run) == tuple(MEMBERS * count for count in message_bytes(single))
 
 
+@pytest.mark.thorough
 def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(tmp_path, capsys):
     changes = {"ensemble.members": 2, "rounds": 2, "evaluate_every": 1}
     run = ffa.simulate(tiny(**changes), out=tmp_path / "whole")

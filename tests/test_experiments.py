@@ -75,6 +75,7 @@ def test_noise_of_lora_is_quadratic_and_of_ffa_linear():
     assert lora > 2 * full > 20 * ffa
 
 
+@pytest.mark.thorough
 def test_fedsvd_is_ffa_lora_with_an_orthonormal_a_under_sgd_with_clipping():
     program = load(FOLDER / "fedsvd_is_orthonormal_ffa.py")
     assert program.difference(program.CASES["clipped (95 % of the examples)"]) < 1e-5

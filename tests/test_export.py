@@ -103,6 +103,7 @@ def test_an_exported_adapter_is_peft_with_a_card_that_says_what_is_protected(rob
 
 
 @pytest.mark.parametrize("more", [[], ["--merge"]], ids=["adapter", "merged"])
+@pytest.mark.thorough
 def test_the_cards_code_gives_the_runs_answer(roberta, tmp_path, more):
     pytest.importorskip("peft")
     out = tmp_path / "out"
@@ -172,6 +173,7 @@ def test_a_model_of_no_checkpoint_cannot_be_merged(personal, tmp_path, refused, 
     assert_says(refused(f"export {path} out --merge --client north"), ["Cannot merge", "--merge"])
 
 
+@pytest.mark.thorough
 def test_an_adapter_that_began_from_a_part_of_w_is_plain_lora_of_twice_the_rank(begun, tmp_path):
     """On the published base; so PEFT reads it, whatever it makes of PiSSA itself."""
     export_run(begun, tmp_path / "adapter")

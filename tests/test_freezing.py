@@ -24,6 +24,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("mechanism", ["dp_sgd", pytest.param("dp_fedavg", marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_alternating_every_round_is_rolora(mechanism):
     rolora = prepared(method="rolora", mechanism=mechanism)
     assert_same(

@@ -96,6 +96,7 @@ def test_a_zip_of_class_folders_trains_a_vit_directory(here, capsys):
     assert "90" in run(capsys, "evaluate", "r", "--data.path", "trees.zip")
 
 
+@pytest.mark.thorough
 def test_a_llama_directory_learns_worked_answers_and_is_judged_by_their_numbers(here, capsys):
     folder = write_llama(here / "llama")
     write_tokenizer(folder)

@@ -30,6 +30,7 @@ def many(tmp_path_factory):
     return ffa.simulate(tiny(**changes), out=tmp_path_factory.mktemp("many") / "run")
 
 
+@pytest.mark.thorough
 def test_clients_that_are_alike_share_a_line(many):
     run = many
     for facts in (run.privacy, run.communication):
@@ -66,6 +67,7 @@ def test_only_the_examples_of_the_cohort_are_moved(many):
 
 
 @pytest.mark.parametrize("cohort", ["poisson", pytest.param("fixed", marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_dealt_from_the_host_unequal_clients_give_the_same_bits(tmp_path, cohort):
     changes = {
         "rounds": 3,

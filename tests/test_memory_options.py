@@ -92,6 +92,7 @@ def vector(tree):
 
 # On a CPU remat alone compiles to the program without it; test_llama holds its gradients.
 @pytest.mark.parametrize("option", ["scan_layers", "both"])
+@pytest.mark.thorough
 def test_a_private_round_is_the_same_to_rounding(option, make, plain):
     found, clip = changed(make(**EXACT[option]))
     expected = plain[0]

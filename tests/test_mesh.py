@@ -27,6 +27,7 @@ def found():
 
 
 @pytest.mark.parametrize("case", FAST)
+@pytest.mark.thorough
 def test_devices_do_not_change_the_numbers_with_clipping_active(found, case):
     case = found["cases"][case]
     assert case["clipped"] > 10

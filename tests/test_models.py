@@ -174,6 +174,7 @@ def test_a_bert_of_another_kind_is_refused_not_read_wrongly(name, value, tmp_pat
         load_pretrained(write_checkpoint(tmp_path, **{name: value}))
 
 
+@pytest.mark.thorough
 def test_adapter_gradients_equal_torch_autograd(key, tmp_path):
     model, torch = torch_model(CLASSIFIER, write_checkpoint(tmp_path))
     injected = lora.inject(load_pretrained(tmp_path), r".*\.(query|value|down)", 4, lora_alpha=8)

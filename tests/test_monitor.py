@@ -68,6 +68,7 @@ def test_the_effective_rank_counts_equal_directions(key):
     assert float(monitor.of_server(zero, zero)["rank_of_b"]) == 0
 
 
+@pytest.mark.thorough
 def test_watching_changes_no_number_and_is_written_down(tmp_path):
     base = prepared(method="fedavg_lora").experiment.replace(
         rounds=2, evaluate_every=2, noise_seed=4
@@ -89,6 +90,7 @@ def test_where_the_server_sees_sums_alone_no_single_upload_is_looked_at():
     assert set(infos[0].monitor) == {"angle_of_a", "rank_of_b"}
 
 
+@pytest.mark.thorough
 def test_signal_to_noise_is_that_of_the_clipped_sums_layer_by_layer(tmp_path):
     """At ten times the noise a tenth is heard of the head; and never more than the clip norm allows."""
     base = prepared(method="fedavg_lora").experiment.replace(
@@ -108,6 +110,7 @@ def test_signal_to_noise_is_that_of_the_clipped_sums_layer_by_layer(tmp_path):
     assert head <= largest / (base.privacy.noise_multiplier * clip * entries**0.5)
 
 
+@pytest.mark.thorough
 def test_private_figures_leave_out_what_looks_at_training_data_without_noise(tmp_path):
     base = prepared().experiment.replace(
         **{"rounds": 2, "evaluate_every": 2, "noise_seed": 4, "monitor.on": True}

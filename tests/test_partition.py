@@ -58,7 +58,7 @@ def test_every_example_is_used_exactly_once(name, labels, num_clients, shares, s
     np.testing.assert_array_equal(np.sort(np.concatenate(owned)), everything)
     parts = np.concatenate([*owners.train, *owners.validation, *owners.test])
     np.testing.assert_array_equal(np.sort(parts), everything)
-    for rows, *mine in zip(owned, *owners[1:], strict=True):
+    for rows, *mine in zip(owned, *owners[1:4], strict=True):
         np.testing.assert_array_equal(np.sort(np.concatenate(mine)), rows)
 
 
@@ -148,7 +148,7 @@ def test_every_part_of_a_client_has_its_class_shares(positive):
     labels = (np.random.default_rng(0).random(800) < positive).astype(int)
     dataset = dataset_of(labels)
     owned, owners = parts_of(dataset, PartitionConfig(name="iid"), 0)
-    for rows, *parts in zip(owned, *owners[1:], strict=True):
+    for rows, *parts in zip(owned, *owners[1:4], strict=True):
         for part in parts:
             expected = len(part) * labels[rows].mean()
             assert abs(labels[part].sum() - expected) <= 2

@@ -58,6 +58,7 @@ def test_privacy_bytes_and_chunk_are_those_of_the_run(run, tmp_path):
     assert found["seconds"] is None
 
 
+@pytest.mark.thorough
 def test_a_measured_plan_says_how_long(run):
     seconds = plan(run)["seconds"]
     assert all(value > 0 for value in seconds.values())

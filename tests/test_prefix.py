@@ -50,6 +50,7 @@ def compared(experiment: Experiment, data=None):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.thorough
 def test_the_numbers_are_those_without_and_the_lower_block_is_gone(form):
     difference, flops, run = compared(tiny(**UPPER, **FORMS[form]))
     assert difference < 1e-6

@@ -72,6 +72,7 @@ ffa.simulate(from_table(json.loads(sys.argv[2])), out=sys.argv[1],
 """
 
 
+@pytest.mark.thorough
 def test_every_kind_of_state_survives_a_stop(tmp_path):
     changes = {
         "model.head": "personal",
@@ -95,6 +96,7 @@ def test_every_kind_of_state_survives_a_stop(tmp_path):
     assert all(np.array_equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.thorough
 def test_adding_rounds_carries_the_ledger_over(whole, tmp_path):
     short = ffa.simulate(tiny(rounds=4), out=tmp_path / "short")
     longer = ffa.resume(tmp_path / "short", rounds=2)
@@ -146,6 +148,7 @@ def test_added_rounds_need_a_larger_budget_than_what_is_spent(tmp_path):
     assert before == after
 
 
+@pytest.mark.thorough
 def test_resuming_on_other_data_is_refused(tmp_path):
     columns = {
         "text": [f"{'good' if i % 2 else 'bad'} film" for i in range(90)],

@@ -90,6 +90,7 @@ def by_hand(mechanism):
         pytest.param("dp_fedavg", True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.thorough
 def test_rounds_with_schedules_are_rounds_with_those_settings(mechanism, packing):
     run = scheduled(mechanism, packing=packing, **EVERY)
     state, _ = run_rounds(run, 2)
@@ -138,6 +139,7 @@ def test_the_same_factor_in_all_rounds_is_that_noise():
         *(pytest.param(text, marks=pytest.mark.slow) for text in ("linear 0.3", "linear 3")),
     ],
 )
+@pytest.mark.thorough
 def test_noise_is_calibrated_for_the_schedule_and_keeps_to_the_budget(text):
     changes = {"privacy.noise_multiplier": None, "privacy.epsilon": 4.0}
     run = scheduled("dp_sgd", **changes, **{"privacy.noise_schedule": text})

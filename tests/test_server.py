@@ -38,6 +38,7 @@ def test_half_the_rate_goes_half_the_way():
     assert_close(after(half), jax.tree.map(lambda s, w: s + 0.5 * (w - s), start, whole))
 
 
+@pytest.mark.thorough
 def test_fedadam_is_adam_on_the_negative_mean_update_and_remembers_its_moments():
     """Reddi et al. 2021, algorithm 2; the second mean is a plain round's from the first's end."""
     rate = 0.01

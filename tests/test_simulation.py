@@ -92,6 +92,7 @@ def test_ffa_sends_half_of_the_factors_that_plain_lora_sends():
     assert sizes["local_only"] == sizes["centralized"] == 0
 
 
+@pytest.mark.thorough
 def test_centralized_pools_the_data_and_local_only_shares_nothing(tmp_path):
     pooled = ffa.simulate(tiny(rounds=1, **{"method.name": "centralized"}), out=tmp_path / "pooled")
     assert [c["name"] for c in pooled.privacy["clients"]] == ["everyone"]
@@ -114,6 +115,7 @@ def test_predictions_are_those_that_were_evaluated(whole, tmp_path):
     assert sum(whole.predict(texts[:1])[0].probabilities.values()) == pytest.approx(1)
 
 
+@pytest.mark.thorough
 def test_python_data_of_every_kind_gives_the_same_run(tmp_path):
     import datasets
     import pandas as pd

@@ -96,6 +96,7 @@ def test_sites_that_are_not_there_do_not_take_part_and_all_others_do():
     assert rounds_of(run, 3) == [[0, 2]] * 3
 
 
+@pytest.mark.thorough
 def test_presence_is_drawn_anew_each_round_and_sticks_where_asked():
     drawn = rounds_of(with_sites(available="0.5"), 12)
     assert len({tuple(round_) for round_ in drawn}) > 3
@@ -253,6 +254,7 @@ def test_client_level_privacy_refuses_the_first_of_several_to_come():
         with_sites(prepared(mechanism="dp_fedavg"), over_select=2.0)
 
 
+@pytest.mark.thorough
 def test_no_client_keeps_another_out_of_a_poisson_draw():
     """Else one client more would move a sum by two clip norms under client-level privacy."""
     base = prepared(mechanism="dp_fedavg", cohort_size=2, sampling="poisson", clip_norm=0.1)

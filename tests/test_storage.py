@@ -1,4 +1,4 @@
-"""Disks, locks and logs: what was saved last stands, epsilon never goes back, a report of a bug has its log."""
+"""Disks, locks and logs: what was saved last stands, epsilon never goes back, each run has its log."""
 
 import errno
 import fcntl
@@ -50,8 +50,14 @@ def largest(step):
     "harm",
     [
         lambda step: turn_a_bit(largest(step)),
-        lambda step: largest(step).write_bytes(bytes(largest(step).stat().st_size)),
-        lambda step: [p.unlink() for p in step.rglob("*") if p.is_file()],
+        pytest.param(
+            lambda step: largest(step).write_bytes(bytes(largest(step).stat().st_size)),
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            lambda step: [p.unlink() for p in step.rglob("*") if p.is_file()],
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=["one bit turned", "zeros", "an empty folder"],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.thorough
 def test_three_private_rounds_are_those_of_pytorch_and_peft_with_the_same_noise(monkeypatch):
     pytest.importorskip("torch", reason="needs pip install torch==2.13.0 peft==0.21.2")
     pytest.importorskip("peft", reason="needs pip install torch==2.13.0 peft==0.21.2")

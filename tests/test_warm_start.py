@@ -35,6 +35,7 @@ def privacy(folder):
     return json.loads((folder / "privacy.json").read_text())
 
 
+@pytest.mark.thorough
 def test_on_the_same_data_the_two_epsilons_and_deltas_are_added(place, experiment, first):
     again = experiment.replace(**{"method.start": str(place / "adapter")})
     second = ffa.simulate(again, columns(), out=place / "second")
@@ -50,6 +51,7 @@ def test_on_the_same_data_the_two_epsilons_and_deltas_are_added(place, experimen
     assert "privacy.json adds the two up" in rules["start-taken-as-public"]
 
 
+@pytest.mark.thorough
 def test_on_other_data_nothing_is_added_and_nothing_is_known_of_a_foreign_adapter(
     place, experiment, first
 ):

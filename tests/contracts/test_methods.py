@@ -192,6 +192,7 @@ def test_a_method_from_outside_runs_by_module_and_function():
         np.testing.assert_allclose(a - s, 0.5 * (b - s), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_contributings_example_is_ffa_lora_sent_another_way(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     (tmp_path / "sends_change.py").write_text(
