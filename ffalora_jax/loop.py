@@ -104,7 +104,7 @@ def train(
     checkpoints = Checkpoints(folder.checkpoints)
     computation = _Computation(run, engine, span, state)
     done, seconds_a_round = span.done, CALL_SECONDS
-    if done == 0:
+    if not checkpoints.steps():
         checkpoints.save(state, ledger)  # so that a stop in the first call can be resumed
     with stop_flag() as stopped:
         observe(Event("rounds", done, ledger.planned_rounds, bytes_total=book.bytes_total))

@@ -63,6 +63,19 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_in_the_same_bits(whole, tmp
     assert timeless(resumed) == timeless(whole)
 
 
+def test_a_run_killed_in_its_first_call_goes_on_from_the_beginning(whole, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop.Engine, "__call__", die)
+        ffa.simulate(tiny(), out=tmp_path / "run")
+    assert same_bits(whole, ffa.resume(tmp_path / "run"))
+
+
 KILLED = """
 import json, sys, time
 import ffalora_jax as ffa
