@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import peft_io
-from ffalora_jax.cache import write_atomically
+from ffalora_jax.cache import from_json, write_atomically
 from ffalora_jax.errors import InputError
 from ffalora_jax.peft_names import PREFIX, names_of
 from ffalora_jax.prepare import Prepared
@@ -62,7 +62,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         InputError: there is none.
     """
     try:
-        return json.loads((folder / FACTS).read_text())
+        return from_json((folder / FACTS).read_bytes())
     except (OSError, ValueError):
         raise InputError(
             f"No {FACTS} in {folder}: the run has not come far enough to leave an adapter."

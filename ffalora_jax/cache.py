@@ -31,10 +31,22 @@ def shared_folder(*parts: str) -> Path | None:
     )
 
 
+def from_json(data: bytes | str) -> Any:
+    """Returns what a JSON document holds.
+
+    Raises:
+        ValueError: it is none: not JSON, not text, or nested without end.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(kind: str, name: str) -> Any | None:
     """Returns a stored value, or None if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder(kind) / f"{name}.json").read_text())
+        return from_json((folder(kind) / f"{name}.json").read_bytes())
     return None
 
 

@@ -4,6 +4,7 @@ Backbone and frozen factor are not saved: they follow from the experiment and ar
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -73,38 +74,60 @@ class Checkpoints:
             )
 
     def save(self, state: RoundState, ledger: Ledger) -> None:
-        """Saves a step; whole or not at all."""
+        """Saves a step; whole or not at all.
+
+        Raises:
+            OSError: the disk refused.
+        """
         tree = _as_tree(state)
         ledger = ledger._replace(state=_digest(tree), format=FORMAT)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(tree), ledger=ocp.args.JsonSave(ledger._asdict())
         )
+        what = f"the checkpoint of round {ledger.rounds_done} was not saved"
         with _owner_only():
-            saved = self._manager.save(ledger.rounds_done, args=arguments, force=True)
-            self._manager.wait_until_finished()
+            try:
+                saved = self._manager.save(ledger.rounds_done, args=arguments, force=True)
+                self._manager.wait_until_finished()
+            except OSError:
+                raise
+            except Exception as error:  # tensorstore's, which names every setting of its own
+                full = "No space left" in str(error) or shutil.disk_usage(self.folder).free < 2**20
+                number = errno.ENOSPC if full else errno.EIO
+                raise OSError(number, f"{os.strerror(number)}: {what}", str(self.folder)) from error
         if not saved:
-            raise RuntimeError(f"The checkpoint of round {ledger.rounds_done} was not saved.")
+            raise OSError(errno.EIO, what, str(self.folder))
 
     def steps(self) -> list[int]:
         """Rounds of which there is a checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def newest(self, say: Callable[[str], None] = lambda text: None) -> Ledger | None:
+    def newest(
+        self, say: Callable[[str], None] = lambda text: None, lines: int | None = None
+    ) -> Ledger | None:
         """Returns the ledger of the newest checkpoint that is whole; newer, broken ones are set aside.
 
         They would be in the way of the rounds that are made again.
 
+        Args:
+            say: told what is set aside.
+            lines: rounds whose figures there are; of more rounds than that a checkpoint is not taken, where
+                there is an older one.
+
         Raises:
             InputError: a newer version of ffalora_jax saved it.
         """
-        for step in self.steps():
+        steps = self.steps()
+        for step in steps:
             ledger = self._readable(step)
-            if ledger is not None:
+            lacks = lines is not None and step > lines >= min(steps)
+            if ledger is not None and not lacks:
                 return ledger
             aside = self.folder.with_name(f"broken-checkpoint-{step}")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(self.folder / str(step), aside)
-            say(f"the checkpoint of round {step} is broken, and was moved to {aside}")
+            why = "is broken" if ledger is None else "has no line in metrics.jsonl"
+            say(f"the checkpoint of round {step} {why}, and was moved to {aside}")
             self._manager.reload()
         return None
 

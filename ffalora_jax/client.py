@@ -76,7 +76,7 @@ class ClientFacts(NamedTuple):
     clip: ClipFacts
     update_norm: Float[Array, ""]
     """L2 norm of what the round changed at the client: of noised steps, and so private, under example-level
-    privacy; before the noise where the server adds it."""
+    privacy; before the noise where the server adds it. Not finite: the client diverged, and moved nothing."""
     clip_factor: Float[Array, ""] | None = None
     """What its clip norm came to, where it adapts here."""
     heard: dict[str, tuple[Array, Array]] | None = None
@@ -199,6 +199,12 @@ def make_local_update(
             steps = local_steps if me.local_steps is None else me.local_steps
             memory = memory._replace(control=controls.mean(sums, steps, parts))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
+        # Who diverged moved nothing: after the noise, so this tells no more of the data than the end would.
+        is_whole = jnp.isfinite(update_norm)
+        end = jax.tree.map(partial(jnp.where, is_whole), end, begin)
+        if frozen.control is not None:
+            kept = jax.tree.map(partial(jnp.where, is_whole), memory.control, me.memory.control)
+            memory = memory._replace(control=kept)
         facts, heard = jax.tree.map(jnp.sum, (facts, heard))
         facts = ClientFacts(facts, update_norm, None if adapt is None else factor, heard)
         return end, memory, facts

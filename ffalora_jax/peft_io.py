@@ -5,7 +5,6 @@ and ``lora_B.weight`` (out, rank). Transposing is exact, so A and B come back bi
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
+from ffalora_jax.cache import from_json
 from ffalora_jax.config import MethodConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.lora import LoraModel
@@ -152,7 +152,7 @@ def read_peft(folder: str | Path) -> PeftAdapter:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = from_json((folder / CONFIG).read_bytes())
     except OSError as error:
         raise InputError(
             f"Cannot read {folder / CONFIG} ({error.strerror}): give a folder that PEFT saved, with "

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ffalora_jax import registry, rng
+from ffalora_jax.cache import from_json
 from ffalora_jax.codec import load_codec
 from ffalora_jax.config import ModelConfig
 from ffalora_jax.errors import InputError
@@ -252,7 +253,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _read_json(file: Path, hint: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = from_json(file.read_bytes())
     except OSError as error:
         raise InputError(f"Cannot read {file}: {error.strerror}. {hint}") from None
     except ValueError as error:

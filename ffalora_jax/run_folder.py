@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from ffalora_jax import registry
-from ffalora_jax.cache import write_atomically
+from ffalora_jax.cache import from_json, write_atomically
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import load_experiment, to_toml
@@ -104,12 +104,18 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Reads metrics.jsonl; a last line that was cut off belongs to a round that was not saved."""
-        lines = [line for line in self.metrics_file.read_text().splitlines() if line.strip()]
+        try:
+            text = self.metrics_file.read_bytes().decode()
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{self.metrics_file} is not UTF-8 text: put it back from a copy."
+            ) from None
+        lines = [line for line in text.splitlines() if line.strip()]
         found = []
         for number, line in enumerate(lines, 1):
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                found.append(dict(from_json(line)))
+            except (ValueError, TypeError):
                 if number < len(lines):
                     raise InputError(f"Line {number} of {self.metrics_file} is not JSON.") from None
         return found
@@ -130,8 +136,18 @@ class RunFolder:
         write_atomically(self.path / name, json.dumps(plain(value), indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Reads one JSON file of the run."""
-        return json.loads((self.path / name).read_text())
+        """Reads one JSON file of the run.
+
+        Raises:
+            InputError: it holds no JSON object.
+        """
+        file = self.path / name
+        try:
+            return dict(from_json(file.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{file} is not a JSON object ({error}): put it back from a copy."
+            ) from None
 
 
 def check_free(path: Path) -> None:

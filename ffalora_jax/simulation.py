@@ -118,7 +118,8 @@ def _resume(
         raise InputError(_nothing_saved(path))
     checkpoints = Checkpoints(folder.checkpoints)
     try:
-        before = checkpoints.newest(lambda text: observe(Event(f"warning: {text}")))
+        say = lambda text: observe(Event(f"warning: {text}"))  # noqa: E731
+        before = checkpoints.newest(say, len(folder.metrics()))
         if before is None:
             raise InputError(_nothing_saved(path))
         if before.experiment != folder.experiment_hash():

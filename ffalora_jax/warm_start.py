@@ -6,10 +6,10 @@ of the examples: that, published, would confirm a guess of them.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from ffalora_jax.cache import from_json
 from ffalora_jax.config import Experiment
 
 FACTS, PRIVACY = "run.json", "privacy.json"
@@ -65,7 +65,7 @@ def started_from(
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / FACTS).read_text())
+        found = from_json((folder / FACTS).read_bytes())
         return found if {"privacy", "trained_on"} <= set(found) else None
     except (OSError, ValueError, TypeError):
         return None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ffalora_jax import fetch
+from ffalora_jax.cache import from_json
 from ffalora_jax.errors import InputError
 from ffalora_jax.models import Model
 
@@ -62,7 +63,7 @@ def shard_names(index: Path) -> list[str]:
         InputError: it is not an index, or names anything but safetensors files that lie beside it.
     """
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        content = from_json(index.read_bytes())["weight_map"].values()
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index} is not an index of weights ({error!r}).") from None
     names = sorted({str(name) for name in content})

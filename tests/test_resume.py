@@ -70,9 +70,10 @@ def test_a_run_killed_in_its_first_call_goes_on_from_the_beginning(whole, tmp_pa
     def die(*args):
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(loop.Engine, "__call__", die)
-        ffa.simulate(tiny(), out=tmp_path / "run")
+        with pytest.raises(Killed):
+            ffa.simulate(tiny(), out=tmp_path / "run")
     assert same_bits(whole, ffa.resume(tmp_path / "run"))
 
 

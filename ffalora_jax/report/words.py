@@ -160,7 +160,8 @@ def diverged(run: Run) -> bool:
         return False
     loss = lines[-1].get("test_loss", 0.0)
     drawn, broken = (sum(line[name] or 0 for line in lines) for name in ("drawn", "broken"))
-    lost = any(line["update_norm"] is None for line in lines) or 4 * broken > drawn > 0
+    norms = [norm for line in lines for norm in (line["update_norm"], *line["client_update_norms"])]
+    lost = None in norms or 4 * broken > drawn > 0
     return loss is None or loss > DIVERGED_LOSS or lost
 
 

@@ -293,7 +293,7 @@ def models(place: Path) -> dict[str, Target]:
 
     def tokenizer(data: bytes) -> object:
         (folder / "tokenizer.json").write_bytes(data)
-        return load_tokenizer(folder)(["a fine film"])
+        return load_tokenizer(folder)(["a fine film"], None, 16)
 
     adapter = place / "adapter"
     adapter.mkdir()
