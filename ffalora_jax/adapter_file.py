@@ -62,8 +62,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         InputError: there is none.
     """
     try:
-        return from_json((folder / FACTS).read_bytes())
-    except (OSError, ValueError):
+        return dict(from_json((folder / FACTS).read_bytes()))
+    except (OSError, ValueError, TypeError):
         raise InputError(
             f"No {FACTS} in {folder}: the run has not come far enough to leave an adapter."
         ) from None

@@ -167,6 +167,8 @@ def use_jax() -> None:
     from ffalora_jax.cache import folder
 
     jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
+    if os.environ.get("JAX_DEBUG_NANS") == "true":
+        jax.config.update("jax_debug_nans", True)
 
 
 def _told(module: str) -> Command:

@@ -135,6 +135,15 @@ class Run:
     @cached_property
     def ready(self) -> "Ready":
         """The model with its leaves, loaded when first used."""
+        try:
+            return self._loaded()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"The files in {self.path / 'adapter'} do not belong together or to this experiment "
+                f"({type(error).__name__}: {error}): put the folder back from a copy."
+            ) from error
+
+    def _loaded(self) -> "Ready":
         facts = read_facts(self.path / "adapter")
         shared, personal = read_adapter(self.path / "adapter")
         settings = self.experiment

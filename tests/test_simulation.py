@@ -190,6 +190,9 @@ def test_a_diverged_run_says_so_on_console_and_page(tmp_path, capsys):
     show_run(run)
     assert "diverged" in capsys.readouterr().out
     assert "diverged" in (run.path / "report.html").read_text()
+    leaves = load_file(run.path / "adapter" / ADAPTER)
+    assert all(np.isfinite(leaf).all() for leaf in leaves.values())  # who diverged moved nothing
+    assert None in run.metrics[0]["client_update_norms"]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 import ffalora_jax as ffa
@@ -182,3 +183,41 @@ def test_the_level_of_messages_can_be_chosen(tmp_path, capsys):
     finally:
         logger.handlers.clear()
         logger.propagate = True
+
+
+def test_a_line_of_figures_that_is_gone_is_made_again_with_its_round(whole, tmp_path):
+    run, said = Path(shutil.copytree(whole.path, tmp_path / "run")), []
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:40]]))
+    resumed = ffa.resume(run, observe=lambda event: said.append(event.stage))
+    assert any("round 6 has no line in metrics.jsonl" in stage for stage in said)
+    assert timeless(resumed) == timeless(whole)
+    assert same_bits(resumed, whole)
+
+
+def test_files_of_a_run_that_are_not_theirs_are_refused(whole, tmp_path):
+    run = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    facts = json.loads((run / "adapter" / "run.json").read_text())
+    del facts["names"]
+    (run / "adapter" / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="do not belong together"):
+        ffa.load_run(run).predict(["a fine film"])
+    (run / "privacy.json").write_text("[" * 20_000)
+    with pytest.raises(InputError, match=r"privacy\.json is not a JSON object"):
+        ffa.load_run(run).privacy  # noqa: B018
+
+
+def test_debug_nans_stops_at_the_first_client_that_diverges(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_DEBUG_NANS", "false")
+    command = (
+        "run --model.name tiny --model.max-tokens 12 --data.name synthetic --data.max-examples 240"
+    )
+    command += " --batch-size 8 --privacy.mechanism none --optimizer.learning-rate 1e30 --rounds 2"
+    try:
+        code = cli.main([*command.split(), "--debug-nans", "--out", str(tmp_path / "run")])
+    finally:
+        jax.config.update("jax_debug_nans", False)
+    assert code == errors.FAILED
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--debug-nans stopped the run: in round 1, client 'site_" in line
+    assert "Lower optimizer.learning_rate" in line
