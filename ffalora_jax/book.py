@@ -1,6 +1,5 @@
 """The figures of a run as it goes on: lines of metrics.jsonl, privacy.json, communication.json."""
 
-import contextlib
 from typing import Any
 
 import jax
@@ -11,7 +10,13 @@ from ffalora_jax.checkpoint import Ledger
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.presence import times_of
 from ffalora_jax.round import RoundInfo
-from ffalora_jax.run_facts import Traffic, communication, message_bytes, privacy
+from ffalora_jax.run_facts import (
+    Traffic,
+    communication,
+    message_bytes,
+    partition_table,
+    privacy,
+)
 from ffalora_jax.run_folder import RunFolder, metrics_text
 
 FINAL_FIELDS = (
@@ -36,8 +41,8 @@ class Book:
         self.given_seed = folder.read_json("environment.json")["reproducible"]
         self.planned = ledger.planned_rounds
         # After a fall back to an older checkpoint: those rounds were given out, whatever is made again.
-        self._released = _released(folder)
-        self._before = lint.warnings(run)
+        self._released = folder.released()
+        self._before = lint.warnings(run)  # looks at all texts: once
         self.kept = [x for x in folder.metrics() if x["round_index"] < ledger.rounds_done]
         for line in self.kept:
             for name in FINAL_FIELDS:
@@ -135,10 +140,16 @@ class Book:
         rates = self.run.frozen.rates
         return bound if rates is None else bound * float(rates.at(round_index).clip_norm)
 
-    def warnings(self) -> list[str]:
-        """Returns what must not be overlooked; what the figures say comes with them."""
-        found = lint.after(self.run, self.kept)
-        return self._before + [one.text for one in found if one.level == "warning"]
+    def warnings(self, from_data: bool | None = None) -> list[str]:
+        """Returns what must not be overlooked; what the figures say comes with them.
+
+        Args:
+            from_data: only what looks at private data without noise, or only what does not; None: both.
+        """
+        found = self._before + [
+            one for one in lint.after(self.run, self.kept) if one.level == "warning"
+        ]
+        return [one.text for one in found if from_data in (None, one.from_data)]
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to metrics.jsonl; of a file that did not stand as saved, the rest is written anew."""
@@ -165,16 +176,11 @@ class Book:
         noise key and the same settings (both are checked), so it is the same release and counts once.
         """
         self._released = max(done, self._released)
-        facts = self.run, self._released, self.planned, self.given_seed, self.warnings()
+        facts = self.run, self._released, self.planned, self.given_seed, self.warnings(False)
         self.folder.write_json("privacy.json", privacy(*facts))
+        shares = partition_table(self.run) | {"warnings": self.warnings(True)}
+        self.folder.write_json("partition.json", shares)  # not private either
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
-
-
-def _released(folder: RunFolder) -> int:
-    """Returns how many rounds the folder's privacy.json counts already."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return int(folder.read_json("privacy.json")["rounds"])
-    return 0
 
 
 def _signal_to_noise(infos: RoundInfo, index: int, slots: np.ndarray) -> dict[str, Any]:

@@ -123,8 +123,8 @@ class Checkpoints:
             lacks = lines is not None and step > lines >= min(steps)
             if ledger is not None and not lacks:
                 return ledger
-            aside = self.folder.with_name(f"broken-checkpoint-{step}")
-            shutil.rmtree(aside, ignore_errors=True)
+            places = (self.folder / f"broken-{step}{end}" for end in ("", *range(-1, -1000, -1)))
+            aside = next(place for place in places if not place.exists())
             os.replace(self.folder / str(step), aside)
             why = "is broken" if ledger is None else "has no line in metrics.jsonl"
             say(f"the checkpoint of round {step} {why}, and was moved to {aside}")
@@ -147,7 +147,13 @@ class Checkpoints:
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
             tree = self._manager.restore(step, args=arguments)["state"]
             return ledger if _digest(jax.tree.map(np.asarray, tree)) == ledger.state else None
-        except InputError:
+        except (InputError, MemoryError):
+            raise
+        except (
+            OSError
+        ) as error:  # the machine's failure says nothing of the file, but that it is gone
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
+                return None
             raise
         except Exception:  # whatever a broken file makes orbax say
             return None

@@ -3,6 +3,7 @@
 Imports nothing heavy before it knows what is asked: ``ffalora --help`` and ``ffalora privacy`` load no JAX.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return DONE
     except (OSError, MemoryError, FloatingPointError) as error:
-        print(f"ffalora: {_why(error)}", file=sys.stderr)
+        print(f"ffalora: {_why(error, arguments[0])}", file=sys.stderr)
         return FAILED
 
 
@@ -102,7 +103,7 @@ def _options(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, command: str) -> str:
     """Says in one line what the machine refused, and what stands."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
@@ -113,6 +114,8 @@ def _why(error: Exception) -> str:
         return f"--debug-nans stopped the run: {text}"
     what = error.strerror if isinstance(error, OSError) and error.strerror else text
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    if command not in ("run", "resume"):
+        return f"{what}{place}."
     return f"{what}{place}. What was saved before is whole: `ffalora resume RUN` goes on from it."
 
 
@@ -166,7 +169,8 @@ def use_jax() -> None:
 
     from ffalora_jax.cache import folder
 
-    jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
+    with contextlib.suppress(OSError):  # without a place for it nothing is kept
+        jax.config.update("jax_compilation_cache_dir", str(folder("xla")))
     if os.environ.get("JAX_DEBUG_NANS") == "true":
         jax.config.update("jax_debug_nans", True)
 

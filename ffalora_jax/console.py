@@ -65,7 +65,7 @@ def show_run(run: Run) -> None:
             console.print(judged, highlight=False)
     if words.diverged(run):
         console.print(f"warning: {words.answer(run)}", style="yellow", markup=False)
-    for warning in run.privacy["warnings"]:
+    for warning in run.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     console.print(f"report: {run.folder.report}", highlight=False, markup=False, soft_wrap=True)
 

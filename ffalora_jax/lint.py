@@ -29,6 +29,8 @@ class Finding(NamedTuple):
     reference: str
     level: str = "warning"
     """``warning``, said before the run and in its report; ``note``, said by ``ffalora check`` alone."""
+    from_data: bool = False
+    """It looks at private data without noise, so it is no part of what may be handed on."""
 
 
 def before(run: Prepared) -> list[Finding]:
@@ -54,6 +56,7 @@ def after(run: Prepared, metrics: Sequence[dict[str, Any]]) -> list[Finding]:
                 "it keeps.",
                 where,
                 "note",
+                from_data=True,
             )
         ]
     if share < CLIPPED_LEAST:
@@ -63,15 +66,15 @@ def after(run: Prepared, metrics: Sequence[dict[str, Any]]) -> list[Finding]:
                 f"{100 * share:.1f} % of all influences reached privacy.clip_norm = {norm:g}, and the noise "
                 "is scaled to it: a smaller norm gives less noise for the same epsilon.",
                 where,
+                from_data=True,
             )
         ]
     return []
 
 
-def warnings(run: Prepared, metrics: Sequence[dict[str, Any]] = ()) -> list[str]:
-    """Returns the texts of what must not be overlooked."""
-    found = before(run) + after(run, metrics)
-    return [finding.text for finding in found if finding.level == "warning"]
+def warnings(run: Prepared, metrics: Sequence[dict[str, Any]] = ()) -> list[Finding]:
+    """Returns what must not be overlooked."""
+    return [found for found in before(run) + after(run, metrics) if found.level == "warning"]
 
 
 def _delta(run: Prepared) -> list[Finding]:
@@ -140,6 +143,7 @@ def _held_out(run: Prepared) -> list[Finding]:
                 f"{len(shown)} different examples of partition.public_site stand in a training part too: "
                 "what is private there is not public, and what is chosen by it is not free. Take them out.",
                 "Tramer et al. 2022, arXiv:2212.06470",
+                from_data=True,
             )
         )
     for what, rows in (("validation", owners.validation), ("test", owners.test)):
@@ -153,6 +157,7 @@ def _held_out(run: Prepared) -> list[Finding]:
                     "on them is no accuracy on new ones. Take doubles out of the data.",
                     "Lee et al. 2022, arXiv:2107.06499",
                     "warning" if both > MANY_DOUBLES * len(held) else "note",
+                    from_data=True,
                 )
             )
     return found

@@ -47,6 +47,12 @@ class Run:
         return self.folder.path
 
     @property
+    def warnings(self) -> list[str]:
+        """What must not be overlooked; some of it looks at data without noise."""
+        of_data = self.folder.read_json("partition.json").get("warnings", [])
+        return [*self.privacy["warnings"], *of_data]
+
+    @property
     def accuracy(self) -> float | None:
         """Accuracy on the test part, of a run that ended."""
         return self.metrics[-1].get("test_accuracy") if self.metrics else None

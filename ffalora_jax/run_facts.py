@@ -27,7 +27,7 @@ NOT_PROTECTED = (
     "the names of the classes and of the clients",
     "settings chosen by looking at results: tuning of hyper-parameters spends privacy that is not counted",
     "held-out data: accuracies are computed on it without noise",
-    "fields of metrics.jsonl marked as not private, and the pictures made from them",
+    "fields of metrics.jsonl marked as not private, warnings in partition.json, and pictures of these",
 )
 NOT_PROTECTED_CLIENTS = (
     "who the clients are and what they hold: every file of the run folder but adapter/ names or counts them",
@@ -143,7 +143,10 @@ def privacy(
         "clients": listed(run.train_names, [clients[k] for k in range(len(plan.clients))]),
         "releasable": bool(plan.unit) and not given_noise_seed,
         "release_note": _release_note(plan.unit, given_noise_seed),
-        "not_protected": list(NOT_PROTECTED if plan.unit != "client" else NOT_PROTECTED_CLIENTS),
+        "not_protected": [
+            *(NOT_PROTECTED if plan.unit != "client" else NOT_PROTECTED_CLIENTS),
+            *(["the examples of partition.public_site"] if len(run.owners.public) else []),
+        ],
         "not_private_fields": [*NOT_PRIVATE_FIELDS, *_of_single_clients(run)],
         "sampler": "floating-point Gaussian: for simulation, a release needs a secure sampler",
         "warnings": list(warnings),

@@ -7,8 +7,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,21 +79,25 @@ class RunFolder:
         Raises:
             InputError: another process is at this run.
         """
-        with self.experiment_file.open() as file:
+        with contextlib.ExitStack() as stack:
+            try:  # over NFS a lock needs a file that is open for writing
+                file = stack.enter_context(self.experiment_file.open("r+"))
+            except OSError:
+                file = stack.enter_context(self.experiment_file.open())
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
                     f"Another process is at the run in {str(self.path)!r}: wait for it, or stop it."
                 ) from None
-            except OSError:  # no locks here
-                pass
+            except OSError as error:
+                logging.getLogger(__name__).warning("No lock on %s: %s.", self.path, error.strerror)
             yield
 
     def tidy(self) -> None:
         """Removes what writes left that were killed."""
-        for ending in ("toml", "json", "jsonl", "html"):
-            for left in self.path.glob(f".*.{ending}.*"):
+        for left in self.path.glob(".*"):
+            if re.fullmatch(r"\.\w+\.(toml|json|jsonl|html)\.[a-z0-9_]{8}", left.name):
                 left.unlink(missing_ok=True)
 
     def experiment(self) -> Experiment:
@@ -110,6 +116,10 @@ class RunFolder:
             raise InputError(
                 f"{self.metrics_file} is not UTF-8 text: put it back from a copy."
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"Cannot read {self.metrics_file} ({error.strerror}): put it back from a copy."
+            ) from None
         lines = [line for line in text.splitlines() if line.strip()]
         found = []
         for number, line in enumerate(lines, 1):
@@ -119,6 +129,13 @@ class RunFolder:
                 if number < len(lines):
                     raise InputError(f"Line {number} of {self.metrics_file} is not JSON.") from None
         return found
+
+    def released(self) -> int:
+        """Returns how many rounds were given out, as far as the folder's files know."""
+        told = [line["round_index"] + 1 for line in self.metrics() if "round_index" in line]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told.append(int(self.read_json("privacy.json")["rounds"]))
+        return max(told, default=0)
 
     def write_metrics(self, lines: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl."""

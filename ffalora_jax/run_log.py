@@ -4,7 +4,7 @@ import contextlib
 import logging
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ FORM = "%(asctime)s %(levelname)s %(message)s"
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint dp-accounting transformers tokenizers numpy".split()
 )
-TOLD = ("epsilon", "bytes_up", "bytes_down", "seconds", "update_norm")
-"""Of a round; nothing that looks at data without noise."""
+TOLD = ("epsilon",)
+"""Of a round; nothing that looks at data without noise, or at how many took part."""
 
 
 def set_level(level: str) -> None:
@@ -29,6 +29,8 @@ def set_level(level: str) -> None:
         InputError: no such level.
     """
     one_of(LEVELS, **{"--log-level": level})
+    for old in [one for one in LOG.handlers if type(one) is logging.StreamHandler]:
+        LOG.removeHandler(old)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(FORM))
     handler.setLevel(level.upper())
@@ -38,10 +40,15 @@ def set_level(level: str) -> None:
 
 
 @contextlib.contextmanager
-def kept(folder: Path) -> Iterator[None]:
+def kept(folder: Path, said: Sequence[str] = ()) -> Iterator[None]:
     """Adds what is logged, and how it ended, to run.log in the folder; a full disk there stops nothing.
 
-    **Guarantee:** no seed, no key and no text of the data is logged: stages, ``TOLD``, versions, tracebacks.
+    **Guarantee:** no seed, no key, no text of the data and nothing that looks at data without noise is
+    logged: stages, ``TOLD``, versions, tracebacks.
+
+    Args:
+        folder: of the run.
+        said: what was said before there was a log.
     """
     try:
         handler: logging.Handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
@@ -55,10 +62,15 @@ def kept(folder: Path) -> Iterator[None]:
     raising, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         LOG.info("begin: %s", ", ".join(f"{name} {found}" for name, found in versions().items()))
+        for text in said:
+            LOG.warning("%s", text)
         yield
         LOG.info("end")
     except KeyboardInterrupt as stopped:
         LOG.info("stopped: %s", stopped)
+        raise
+    except FloatingPointError:  # its words are of a client's data
+        LOG.error("stopped at a value that is not finite (--debug-nans)")
         raise
     except BaseException:
         LOG.exception("failed")
@@ -68,7 +80,8 @@ def kept(folder: Path) -> Iterator[None]:
         LOG.removeHandler(handler)
         LOG.setLevel(before)
         LOG.propagate = passed_on
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def told(observe: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -76,7 +89,10 @@ def told(observe: Callable[[Any], None]) -> Callable[[Any], None]:
 
     def both(event: Any) -> None:
         if event.line is None:
-            LOG.info("%s", event.stage)
+            if not event.stage.startswith(
+                "warning: "
+            ):  # some are of the data: they stand in partition.json
+                LOG.info("%s", event.stage)
         else:
             facts = {name: event.line[name] for name in TOLD}
             LOG.info("round %d of %d: %s", event.rounds_done, event.rounds, facts)

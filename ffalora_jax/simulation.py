@@ -15,7 +15,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.loop import Event, Observer, call_in, compiled, train
 from ffalora_jax.prepare import Prepared, prepare
-from ffalora_jax.run_facts import environment, partition_table
+from ffalora_jax.run_facts import environment
 from ffalora_jax.run_folder import RunFolder, check_free
 
 
@@ -64,7 +64,6 @@ def simulate(
         folder.write_json(
             "environment.json", environment(engine.run, given is not None, engine.compiled_bytes)
         )
-        folder.write_json("partition.json", partition_table(run))
         ledger = Ledger(
             rounds_done=0,
             planned_rounds=experiment.rounds,
@@ -118,8 +117,10 @@ def _resume(
         raise InputError(_nothing_saved(path))
     checkpoints = Checkpoints(folder.checkpoints)
     try:
-        say = lambda text: observe(Event(f"warning: {text}"))  # noqa: E731
-        before = checkpoints.newest(say, len(folder.metrics()))
+        aside: list[str] = []
+        before = checkpoints.newest(aside.append, len(folder.metrics()))
+        for text in aside:
+            observe(Event(f"warning: {text}"))
         if before is None:
             raise InputError(_nothing_saved(path))
         if before.experiment != folder.experiment_hash():
@@ -127,7 +128,10 @@ def _resume(
                 f"The checkpoint in {path} belongs to another experiment than its experiment.toml: put "
                 "the file back as it was, or start a new run."
             )
+        # Rounds that were given out are planned, also where an older checkpoint does not know of them.
         ledger = _extended(before, rounds, epsilon)
+        planned = max(ledger.planned_rounds, folder.released())
+        ledger = ledger._replace(planned_rounds=planned)
         if ledger == before and _is_complete(folder, ledger):
             call_in(None)
             observe(Event(f"the run has all its {ledger.rounds_done} rounds: nothing to do"))
@@ -146,12 +150,12 @@ def _resume(
     epsilons = largest_epsilons(run, max(last, ledger.rounds_done))
     engine = compiled(run, observe) if ledger.rounds_done < last else None
     folder.tidy()
-    with run_log.kept(folder.path):
+    with run_log.kept(folder.path, aside):
         return train(run, folder, ledger, state, epsilons, engine, observe)
 
 
 def _nothing_saved(path: Path) -> str:
-    if list(path.glob("broken-checkpoint-*")):
+    if list(path.glob("checkpoints/broken-*")):
         return f"No checkpoint in {path} is whole: put the folder back from a copy, or start a new run."
     return (
         f"No checkpoint in {path}: it stopped before the first round. Remove the folder, and start again "

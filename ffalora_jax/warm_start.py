@@ -11,6 +11,7 @@ from typing import Any
 
 from ffalora_jax.cache import from_json
 from ffalora_jax.config import Experiment
+from ffalora_jax.config_data import DataConfig, PartitionConfig
 
 FACTS, PRIVACY = "run.json", "privacy.json"
 
@@ -52,7 +53,7 @@ def started_from(
     said = _read(Path(folder))
     if said is None:
         return None
-    before, same = said["privacy"], said["trained_on"] == trained_on(experiment)
+    before, same = said["privacy"], _same(said["trained_on"], trained_on(experiment))
     found = {"unit": before["unit"], "epsilon": before["epsilon"], "delta": before["delta"]}
     found |= {"same_data": same, "epsilon_in_all": None, "delta_in_all": None}
     if same and None not in (epsilon, delta, before["epsilon"], before["delta"]):
@@ -61,6 +62,24 @@ def started_from(
             "delta_in_all": delta + before["delta"],
         }
     return found
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs saw the same sites' data; a setting that one does not know of was at its default.
+
+    Which site is public changes who trains, not whose data it is: the sum is then too large, never too small.
+    """
+
+    def whole(said: dict[str, Any]) -> dict[str, Any]:
+        partition = {
+            **dataclasses.asdict(PartitionConfig()),
+            **said["partition"],
+            "public_site": None,
+        }
+        data = {**dataclasses.asdict(DataConfig()), **said["data"]}
+        return {**said, "data": data, "partition": partition}
+
+    return whole(one) == whole(other)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

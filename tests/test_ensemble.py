@@ -171,6 +171,17 @@ def test_with_a_public_site_members_are_chosen_by_it_and_nobody_trains_on_it():
         assert accuracy == pytest.approx(np.mean(right))
 
 
+def test_where_leaves_stay_at_clients_without_noise_no_choice_is_free():
+    base = with_members(2, mechanism="dp_fedavg", head="personal")
+    data = dataclasses.replace(
+        base.dataset, clients=np.arange(len(base.dataset)) % 5, client_names=tuple("abcde")
+    )
+    changes = {"partition.name": "natural", "partition.public_site": "e"}
+    run = prepare(base.experiment.replace(**changes), data)
+    found = held_out.members(run, make_predictor(run.model, run.task, run.mesh), run.state)
+    assert found["members"]["chosen_on"] == "validation"
+
+
 @pytest.mark.parametrize(
     ("name", "public", "words"),
     [

@@ -101,9 +101,15 @@ def test_warnings_come_before_the_run_and_stand_in_its_folder(tmp_path):
     experiment = experiment.replace(**{"privacy.clip_norm": 1e6, "privacy.noise_multiplier": 1.0})
     ffa.simulate(experiment, out=tmp_path / "run", observe=lambda event: said.append(event.stage))
     assert any(stage.startswith("warning: weights = 'size'") for stage in said)
-    warnings = json.loads((tmp_path / "run" / "privacy.json").read_text())["warnings"]
-    assert len(warnings) == 2
-    assert "reached privacy.clip_norm" in warnings[1]
+    public, of_data = (
+        json.loads((tmp_path / "run" / name).read_text())["warnings"]
+        for name in ("privacy.json", "partition.json")
+    )
+    assert len(public) == 1  # what may be handed on tells nothing that looks at data without noise
+    assert "averages by the sites" in public[0]
+    assert len(of_data) == 1
+    assert "reached privacy.clip_norm" in of_data[0]
+    assert "reached privacy" not in (tmp_path / "run" / "run.log").read_text()
     page = (tmp_path / "run" / "report.html").read_text()
     assert "averages by the sites" in page
 

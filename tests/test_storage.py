@@ -9,10 +9,11 @@ import shutil
 from pathlib import Path
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import checkpoint, cli, errors, loop, run_folder
+from ffalora_jax import checkpoint, cli, errors, loop, run_folder, run_log
 from ffalora_jax.errors import InputError
 from tests.test_resume import StopAfter
 from tests.tiny_runs import same_bits, timeless, tiny
@@ -71,7 +72,7 @@ def test_a_broken_checkpoint_is_set_aside_and_the_run_ends_in_the_same_bits(
     harm(steps(run)[-1])
     resumed = ffa.resume(run, observe=lambda event: said.append(event.stage))
     assert any(f"checkpoint of round {done} is broken" in stage for stage in said)
-    assert (run / f"broken-checkpoint-{done}").is_dir()
+    assert (run / "checkpoints" / f"broken-{done}").is_dir()
     assert same_bits(whole, resumed)
     assert timeless(whole) == timeless(resumed)
     assert before["rounds"] == done
@@ -92,6 +93,38 @@ def test_epsilon_never_goes_back_though_rounds_are_made_again(stopped, tmp_path)
     assert after["epsilon"] == before["epsilon"]
 
 
+def test_rounds_that_were_added_are_planned_though_an_older_checkpoint_does_not_know_of_them(
+    tmp_path,
+):
+    longer = ffa.simulate(tiny(rounds=3), out=tmp_path / "run")
+    longer = ffa.resume(longer.path, rounds=1)
+    (longer.path / "privacy.json").unlink()  # metrics.jsonl knows, too
+    turn_a_bit(largest(steps(longer.path)[-1]))
+    again = ffa.resume(longer.path)
+    assert again.privacy == longer.privacy
+    assert len(again.metrics) == 4
+    assert same_bits(again, longer)
+
+
+def test_a_machine_that_fails_is_not_taken_for_broken_checkpoints(stopped, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    before = steps(run)
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        ffa.resume(run)
+    assert steps(run) == before
+
+
+def test_a_log_that_cannot_be_written_hides_nothing(tmp_path):
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    with pytest.raises(KeyboardInterrupt, match="stopped"), run_log.kept(tmp_path):
+        raise KeyboardInterrupt("stopped")
+
+
 def test_without_a_whole_checkpoint_the_run_is_refused(stopped, tmp_path, capsys):
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     for step in steps(run):
@@ -106,7 +139,7 @@ def test_a_run_of_a_newer_version_is_refused_and_stays_as_it_is(whole, tmp_path,
     with pytest.raises(InputError, match="newer version"):
         ffa.resume(run, rounds=1)
     assert steps(run)
-    assert not list(run.glob("broken-*"))
+    assert not list(run.glob("checkpoints/broken-*"))
 
 
 def test_a_second_process_at_the_same_run_is_refused_and_a_lock_left_behind_is_none(
@@ -156,9 +189,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(
 
 def test_what_a_killed_write_left_is_cleared_away(stopped, tmp_path):
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
-    (run / ".privacy.json.x1y2").write_text("{")
+    (run / ".privacy.json.x1y2_z34").write_text("{")
+    (run / ".experiment.toml.swp").write_text("an editor's")
     ffa.resume(run)
     assert not list(run.glob(".privacy.json.*"))
+    assert (run / ".experiment.toml.swp").exists()
 
 
 def test_the_log_of_a_run_tells_versions_stages_and_rounds_and_no_secret(whole):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import export, lint
+from ffalora_jax import export, lint, warm_start
 from ffalora_jax.experiment_file import from_table
 from ffalora_jax.loaded_run import load_run
 from ffalora_jax.prepare import prepare
@@ -49,6 +49,14 @@ def test_on_the_same_data_the_two_epsilons_and_deltas_are_added(place, experimen
     assert said["privacy"]["epsilon"] == found["epsilon_in_all"]
     rules = {one.rule: one.text for one in lint.before(prepare(again, columns()))}
     assert "privacy.json adds the two up" in rules["start-taken-as-public"]
+
+
+def test_a_setting_that_an_older_adapter_does_not_know_of_makes_no_other_data(experiment):
+    now = warm_start.trained_on(experiment)
+    older = {**now, "partition": dict(now["partition"])}
+    del older["partition"]["public_site"]
+    assert warm_start._same(older, now)
+    assert not warm_start._same({**older, "seed": experiment.seed + 1}, now)
 
 
 @pytest.mark.thorough

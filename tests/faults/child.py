@@ -24,9 +24,11 @@ def main() -> None:
     import ffalora_jax as ffa
     from ffalora_jax import cli, engine, loop, run_folder
     from ffalora_jax.checkpoint import Checkpoints
+    from ffalora_jax.mesh import make_cpu_devices
     from tests.tiny_runs import tiny
 
     cli.use_jax()
+    make_cpu_devices(changes.get("mesh", "auto"))
     places = {
         "round": (engine.Engine, "__call__"),
         "save": (Checkpoints, "save"),
