@@ -53,6 +53,7 @@ class Book:
         for line in self.kept:
             there = line["participants"] + line.get("late", [])
             self.traffic.add(there, *message_bytes(run, line["round_index"]))
+        self._shares = [line["clipped_share"] for line in self.kept]
 
     @property
     def bytes_total(self) -> int:
@@ -147,7 +148,9 @@ class Book:
             from_data: only what looks at private data without noise, or only what does not; None: both.
         """
         found = self._before + [
-            one for one in lint.after(self.run, self.kept) if one.level == "warning"
+            one
+            for one in lint.after(self.run, [{"clipped_share": x} for x in self._shares])
+            if one.level == "warning"
         ]
         return [one.text for one in found if from_data in (None, one.from_data)]
 
@@ -157,7 +160,8 @@ class Book:
             self.folder.append_metrics(lines)
         else:
             self.folder.write_metrics(self.kept + lines)
-        self.kept, self._stands = self.kept + lines, True
+        self._shares += [line["clipped_share"] for line in lines]
+        self.kept, self._stands = lines[-1:], True  # the file has the others: memory does not grow
 
     def complete(self, figures: dict[str, Any]) -> None:
         """Gives the last line its final figures, where a stop came before they were written."""

@@ -30,6 +30,8 @@ def load_experiment(path: str | Path) -> Experiment:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"Broken TOML in {path}: {error}.") from None
+    except RecursionError:
+        raise InputError(f"Broken TOML in {path}: nested too deeply.") from None
     return from_table(table, str(path))
 
 

@@ -244,6 +244,13 @@ def test_a_whole_number_passes_for_a_real_one():
     assert from_table({"privacy": {"epsilon": 3}}).privacy.epsilon == 3.0
 
 
+def test_toml_nested_without_end_is_refused(tmp_path):
+    file = tmp_path / "deep.toml"
+    file.write_text("x = " + "[" * 5000)
+    with pytest.raises(InputError, match=r"deep\.toml: nested too deeply"):
+        load_experiment(file)
+
+
 def test_broken_toml_names_the_line(tmp_path):
     file = tmp_path / "broken.toml"
     file.write_text("rounds = 3\nseed = = 4\n")
