@@ -122,7 +122,7 @@ def _with_gradient(run: Prepared, made) -> Prepared:
 def clipped_per_tensor() -> Iterator[None]:
     """Every leaf of an example's gradient clipped by itself, to the whole clip norm."""
 
-    def clipped_sum(example_loss, trained, examples, is_real, clip_norm):
+    def clipped_sum(example_loss, trained, examples, is_real, clip_norm, members=1):
         gradient = jax.vmap(jax.value_and_grad(example_loss), in_axes=(None, 0))
         losses, gradients = gradient(trained, examples)
 

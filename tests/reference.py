@@ -162,12 +162,14 @@ def federated_round(
     server,
     weights=None,
     central=None,
+    sent=lambda upload: upload,
     **settings,
 ):
     """One round over a cohort. Returns (shared leaves, personal leaves by client).
 
     ``server(uploads, shares) -> shared leaves`` is the method's rule (``server_rules``). ``central``: clip
     norm, noise multiplier and expected clients of client-level DP; the clients' own steps have no noise then.
+    ``sent``: what a client does to its leaves before it sends them.
     """
     uploads, personal = [], dict(personal)
     multipliers = settings.pop("noise_multipliers")
@@ -185,7 +187,7 @@ def federated_round(
         )
         if personal:
             personal[client] = {where: end[where] for where in personal[client]}
-        uploads.append({where: end[where] for where in flat(shared)})
+        uploads.append(sent({where: end[where] for where in flat(shared)}))
     if central is not None:
         base = rng.stream(settings["secret"], rng.Purpose.SERVER_NOISE, settings["round_index"])
         mean = client_level(uploads, flat(shared), base=base, **central)

@@ -116,19 +116,16 @@ def lora_fair(state, uploads, shares):
     return after
 
 
-def fedrot_lora(state, uploads, shares):
-    """Every client's pair turned by the orthogonal Procrustes solution, then means."""
+def turned(state, upload):
+    """A client's pair turned by the orthogonal Procrustes solution, before it is sent (FedRot-LoRA)."""
     from scipy.linalg import orthogonal_procrustes
 
-    turned = []
-    for upload in uploads:
-        one = dict(upload)
-        for layer in layers_of(state):
-            turn, _ = orthogonal_procrustes(upload[layer, "lora_a"], state[layer, "lora_a"])
-            one[layer, "lora_a"] = upload[layer, "lora_a"] @ turn
-            one[layer, "lora_b"] = turn.T @ upload[layer, "lora_b"]
-        turned.append(one)
-    return mean(state, turned, shares)
+    one = dict(upload)
+    for layer in layers_of(state):
+        turn, _ = orthogonal_procrustes(upload[layer, "lora_a"], state[layer, "lora_a"])
+        one[layer, "lora_a"] = upload[layer, "lora_a"] @ turn
+        one[layer, "lora_b"] = turn.T @ upload[layer, "lora_b"]
+    return one
 
 
 def hetlora(state, uploads, shares):
@@ -157,7 +154,8 @@ RULES = {
     "fedsvd": fedsvd,
     "fedask": fedask,
     "lora_fair": lora_fair,
-    "fedrot_lora": fedrot_lora,
     "ravan": ravan,
     "hetlora": hetlora,
 }
+SENT = {"fedrot_lora": turned}
+"""What a client does to its leaves before it sends them (and before anybody clips what they moved)."""

@@ -82,6 +82,9 @@ def twin_rounds(run, count):
             [drawn_rows(run, round_index, client) for client in cohort],
             server=rule,
             central=_central(run),
+            sent=partial(server_rules.SENT[method], reference.flat(shared))
+            if method in server_rules.SENT
+            else lambda upload: upload,
             weights=sizes if run.experiment.weights == "size" else None,
             secret=rng.secret_root(NOISE_SEED),
             round_index=round_index,
