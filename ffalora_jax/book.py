@@ -42,7 +42,9 @@ class Book:
         self.planned = ledger.planned_rounds
         # After a fall back to an older checkpoint: those rounds were given out, whatever is made again.
         self._released = folder.released()
-        self._before = lint.warnings(run)  # looks at all texts: once
+        # Both look at all examples: once.
+        self._before = lint.before(run)
+        self._partition = partition_table(run)
         self.kept = [x for x in folder.metrics() if x["round_index"] < ledger.rounds_done]
         for line in self.kept:
             for name in FINAL_FIELDS:
@@ -53,7 +55,7 @@ class Book:
         for line in self.kept:
             there = line["participants"] + line.get("late", [])
             self.traffic.add(there, *message_bytes(run, line["round_index"]))
-        self._shares = [line["clipped_share"] for line in self.kept]
+        self._clipped_shares = [line["clipped_share"] for line in self.kept]
 
     @property
     def bytes_total(self) -> int:
@@ -147,12 +149,9 @@ class Book:
         Args:
             from_data: only what looks at private data without noise, or only what does not; None: both.
         """
-        found = self._before + [
-            one
-            for one in lint.after(self.run, [{"clipped_share": x} for x in self._shares])
-            if one.level == "warning"
-        ]
-        return [one.text for one in found if from_data in (None, one.from_data)]
+        found = self._before + lint.after(self.run, self._clipped_shares)
+        said = [one for one in found if one.level == "warning"]
+        return [one.text for one in said if from_data in (None, one.from_data)]
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines to metrics.jsonl; of a file that did not stand as saved, the rest is written anew."""
@@ -160,7 +159,7 @@ class Book:
             self.folder.append_metrics(lines)
         else:
             self.folder.write_metrics(self.kept + lines)
-        self._shares += [line["clipped_share"] for line in lines]
+        self._clipped_shares += [line["clipped_share"] for line in lines]
         self.kept, self._stands = lines[-1:], True  # the file has the others: memory does not grow
 
     def complete(self, figures: dict[str, Any]) -> None:
@@ -182,8 +181,8 @@ class Book:
         self._released = max(done, self._released)
         facts = self.run, self._released, self.planned, self.given_seed, self.warnings(False)
         self.folder.write_json("privacy.json", privacy(*facts))
-        shares = partition_table(self.run) | {"warnings": self.warnings(True)}
-        self.folder.write_json("partition.json", shares)  # not private either
+        table = self._partition | {"warnings": self.warnings(True)}  # neither is private
+        self.folder.write_json("partition.json", table)
         self.folder.write_json("communication.json", communication(self.run, self.traffic))
 
 

@@ -147,13 +147,9 @@ class Checkpoints:
             arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
             tree = self._manager.restore(step, args=arguments)["state"]
             return ledger if _digest(jax.tree.map(np.asarray, tree)) == ledger.state else None
-        except (InputError, MemoryError):
-            raise
-        except (
-            OSError
-        ) as error:  # the machine's failure says nothing of the file, but that it is gone
-            if isinstance(error, FileNotFoundError | NotADirectoryError):
-                return None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (InputError, MemoryError, OSError):  # the machine's failure says nothing of the file
             raise
         except Exception:  # whatever a broken file makes orbax say
             return None

@@ -177,7 +177,15 @@ def use_jax() -> None:
 
 def _told(module: str) -> Command:
     """A command of another module, which calls ``use_jax`` itself once its arguments are read."""
-    return lambda arguments: _of(module).run(arguments, use_jax)
+
+    def call(arguments: list[str]) -> int:
+        found = _of(module)
+        if hasattr(found, "HELP") and {"-h", "--help"} & set(arguments):
+            print(found.HELP, end="")
+            return DONE
+        return found.run(arguments, use_jax)
+
+    return call
 
 
 def _jax_first(module: str, function: str = "run") -> Command:

@@ -29,9 +29,6 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
         arguments: of the command.
         use_jax: prepares JAX, once the arguments are read.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
     canaries, rest = flags.take(arguments, "--canaries", "a number")
     confidence, rest = flags.take(rest, "--confidence", "a share, like 0.95")
     as_json, rest = flags.switch(rest, "--json")

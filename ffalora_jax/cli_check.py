@@ -27,16 +27,14 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
         arguments: of the command.
         use_jax: prepares JAX, once the arguments are read.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
     as_json, rest = flags.switch(arguments, "--json")
-    metrics = []
+    shares: list[float | None] = []
     if rest and Path(rest[0]).is_dir():
         from ffalora_jax.run_folder import RunFolder
 
         folder = RunFolder.open(rest[0])
-        experiment, metrics = folder.experiment(), folder.metrics()
+        experiment = folder.experiment()
+        shares = [line["clipped_share"] for line in folder.metrics()]
         if rest[1:]:
             raise InputError(f"A run's settings stand in its folder: leave {rest[1]!r} out.")
     else:
@@ -49,7 +47,7 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     make_cpu_devices(experiment.mesh)
     print("preparing data, model and noise", file=sys.stderr)
     ready = prepare(experiment)
-    found = lint.before(ready) + lint.after(ready, metrics)
+    found = lint.before(ready) + lint.after(ready, shares)
     if as_json:
         print(json.dumps([finding._asdict() for finding in found], indent=2))
         return 0

@@ -30,9 +30,6 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
         arguments: of the command.
         use_jax: prepares JAX, once the arguments are read.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
     as_json, rest = flags.switch(arguments, "--json")
     if rest:
         raise InputError(f"ffalora doctor takes --json alone, got {rest[0]!r}.")

@@ -37,9 +37,6 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
         arguments: of the command.
         use_jax: prepares JAX, once the arguments are read.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(HELP, end="")
-        return 0
     device, rest = flags.take(arguments, "--device", "a name, like cpu or h200")
     clients, rest = flags.take(rest, "--clients", "a number")
     cohort, rest = flags.take(rest, "--cohort", "a number")

@@ -199,12 +199,14 @@ def make_local_update(
             steps = local_steps if me.local_steps is None else me.local_steps
             memory = memory._replace(control=controls.mean(sums, steps, parts))
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, end, begin))
-        # Who diverged moved nothing: after the noise, so this tells no more of the data than the end would.
-        is_whole = jnp.isfinite(update_norm)
-        end = jax.tree.map(partial(jnp.where, is_whole), end, begin)
-        if frozen.control is not None:
-            kept = jax.tree.map(partial(jnp.where, is_whole), memory.control, me.memory.control)
-            memory = memory._replace(control=kept)
+        # Who diverged moved nothing. That follows from the end: where it is private, so is this; and where
+        # the server bounds what moved, nothing is within every bound.
+        end, control = jax.tree.map(
+            partial(jnp.where, jnp.isfinite(update_norm)),
+            (end, memory.control),
+            (begin, me.memory.control),
+        )
+        memory = memory._replace(control=control)
         facts, heard = jax.tree.map(jnp.sum, (facts, heard))
         facts = ClientFacts(facts, update_norm, None if adapt is None else factor, heard)
         return end, memory, facts

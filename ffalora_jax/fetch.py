@@ -83,14 +83,13 @@ def from_package(requirement: str, *, archive_sha256: str | None = None) -> dict
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """Turns what archives fail with into one error."""
+    """Turns what archives fail with into one error (RuntimeError: encrypted, or packed in an unknown way)."""
+    broken = zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"The archive is broken ({error}): fetch it again.") from None
-    except (RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (*broken, RuntimeError, OSError, ValueError) as error:
         raise InputError(f"The archive cannot be read ({error}): fetch it again.") from None
 
 

@@ -5,7 +5,7 @@ where that is written about, and the way out. What cannot work at all is refused
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,11 +38,11 @@ def before(run: Prepared) -> list[Finding]:
     return [found for rule in RULES for found in rule(run)]
 
 
-def after(run: Prepared, metrics: Sequence[dict[str, Any]]) -> list[Finding]:
-    """Returns what a run's first figures give reason to say."""
+def after(run: Prepared, clipped_shares: Sequence[float | None]) -> list[Finding]:
+    """Returns what a run's clipped shares, round by round, give reason to say."""
     if run.plan.unit is None:
         return []
-    shares = [line["clipped_share"] for line in metrics if line["clipped_share"] is not None]
+    shares = [share for share in clipped_shares if share is not None]
     if len(shares) < ROUNDS_TO_TELL:
         return []
     share, norm = float(np.median(shares)), run.experiment.privacy.clip_norm
@@ -70,11 +70,6 @@ def after(run: Prepared, metrics: Sequence[dict[str, Any]]) -> list[Finding]:
             )
         ]
     return []
-
-
-def warnings(run: Prepared, metrics: Sequence[dict[str, Any]] = ()) -> list[Finding]:
-    """Returns what must not be overlooked."""
-    return [found for found in before(run) + after(run, metrics) if found.level == "warning"]
 
 
 def _delta(run: Prepared) -> list[Finding]:

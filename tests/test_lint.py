@@ -89,10 +89,10 @@ def test_public_examples_that_are_private_too_are_counted():
     ("share", "rule"), [(1.0, "clip-always-binds"), (0.001, "clip-never-binds"), (0.6, None)]
 )
 def test_a_clip_norm_that_always_or_never_binds_is_told_after_a_few_rounds(share, rule):
-    run, line = prepared(), {"clipped_share": share}
-    assert lint.after(run, [line] * 2) == []
-    assert [finding.rule for finding in lint.after(run, [line] * 3)] == ([rule] if rule else [])
-    assert lint.after(prepared(mechanism="none"), [line] * 3) == []
+    run = prepared()
+    assert lint.after(run, [share] * 2) == []
+    assert [finding.rule for finding in lint.after(run, [share] * 3)] == ([rule] if rule else [])
+    assert lint.after(prepared(mechanism="none"), [share] * 3) == []
 
 
 def test_warnings_come_before_the_run_and_stand_in_its_folder(tmp_path):
