@@ -51,7 +51,7 @@ soak: $(VENV)/.installed-test
 security: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.licences
 	$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
-	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmarks/bench.py
