@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all lint bench faults fuzz soak security clean help
+.PHONY: demo test test-all test-pythons lint bench faults fuzz soak mutants security clean help
 
 help:
 	@echo "make demo      install into .venv, run the quickstart, print where the report is"
 	@echo "make test      the fast test suite"
 	@echo "make test-all  all tests, the slow ones too"
+	@echo "make test-pythons  the fast suite on each Python, on the lowest versions, and the wheel alone"
 	@echo "make lint      ruff and pyright"
 	@echo "make faults    kill runs and break their disks on purpose; make fuzz, make soak: broken files, long runs"
+	@echo "make mutants   small faults put into the code: the tests must fail for each"
 	@echo "make security  known holes and licences of what constraints.txt installs"
 	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
@@ -33,6 +35,9 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m ""
 
+test-pythons: $(VENV)/.installed
+	$(BIN)/python -m tests.faults.pythons
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +52,10 @@ fuzz: $(VENV)/.installed-test
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.soak
+
+mutants: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"
+	$(BIN)/python -m tests.faults.mutants
 
 security: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.licences

@@ -17,6 +17,8 @@ LARGEST_EPSILON = 50.0
 FEW_CLIENTS = 100
 MANY_DOUBLES = 0.05
 """Share of a held-out part that makes its accuracy another figure; a few doubles are in every data set."""
+MANY_CUT = 0.05
+"""Share of texts that fill all tokens from which a run says so; a few long ones are in every data set."""
 CLIPPED_MOST, CLIPPED_LEAST = 0.99, 0.01
 ROUNDS_TO_TELL = 3
 
@@ -158,6 +160,23 @@ def _held_out(run: Prepared) -> list[Finding]:
     return found
 
 
+def _texts_cut(run: Prepared) -> list[Finding]:
+    full, lengths = run.experiment.model.max_tokens, run.encoded.lengths
+    count = int(np.sum(lengths >= full)) if "input_ids" in run.encoded.inputs else 0
+    if not count:
+        return []
+    return [
+        Finding(
+            "texts-cut",
+            f"{count} of {len(lengths)} texts fill all model.max_tokens = {full} tokens, and what they had "
+            "beyond is cut. Raise it if that part matters.",
+            "Devlin et al. 2019, arXiv:1810.04805, appendix A.2",
+            "warning" if count > MANY_CUT * len(lengths) else "note",
+            from_data=True,
+        )
+    ]
+
+
 def _tuning(run: Prepared) -> list[Finding]:
     if run.plan.unit is None or run.experiment.evaluate_every >= run.experiment.rounds:
         return []
@@ -266,6 +285,7 @@ RULES: tuple[Callable[[Prepared], list[Finding]], ...] = (
     _epsilon,
     _weights,
     _held_out,
+    _texts_cut,
     _tuning,
     _personal_heads,
     _unnoised_controls,

@@ -103,8 +103,19 @@ def _merged(
                 missing.discard(layer)
                 a, b = (np.asarray(adapters[layer][x], np.float64) for x in ("lora_a", "lora_b"))
                 change = model.adapted[layer].scaling * (a @ b).T
-                tensor = (np.asarray(tensor, np.float64) + change).astype(tensor.dtype)
+                tensor = _narrowed(name, np.asarray(tensor, np.float64) + change, tensor.dtype)
             yield _name(name, loaded.family, names), tensor
+
+
+def _narrowed(name: str, weights: np.ndarray, kind: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = weights.astype(kind)
+    if not np.isfinite(narrow).all():
+        raise InputError(
+            f"Cannot merge: {name} reaches {np.abs(weights).max():.3g}, which the checkpoint's {kind} cannot "
+            "hold. Export without --merge."
+        )
+    return narrow
 
 
 def _place(name: str, family: Model) -> tuple[str, bool]:

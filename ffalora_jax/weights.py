@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from ffalora_jax import fetch
@@ -115,9 +116,14 @@ def read_weights(
 
 
 def _as_float(value: Any, dtype: str) -> Array:
-    """Casts a weight; whole numbers are those of a quantised checkpoint, whose scales are not read."""
+    """Casts a weight; whole numbers are those of a quantised checkpoint, whose scales are not read.
+
+    A float16 file that overflowed when it was written holds infinities, and no later figure would say so.
+    """
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"expected floating point, got {value.dtype}")
+    if not np.isfinite(np.asarray(value)).all():
+        raise ValueError("numbers that are not finite")
     return value.astype(dtype)
 
 

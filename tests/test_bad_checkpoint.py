@@ -81,6 +81,8 @@ QUERY = "encoder.layer.0.attention.self.query.weight"
     [
         ({QUERY: None}, ["layers.0.attention.query.kernel", "missing"]),
         ({QUERY: np.zeros((8, 7), np.float32)}, ["query.kernel", "(7, 8)", "(8, 8)"]),
+        ({QUERY: np.full((8, 8), np.inf, np.float16)}, ["query.weight", "not finite"]),
+        ({QUERY: np.full((8, 8), np.nan, np.float32)}, ["query.weight", "not finite"]),
         ({"encoder.gate.weight": np.zeros(3, np.float32)}, ["encoder.gate.weight"]),
         ({QUERY.replace("layer.0", "layer.1"): np.zeros((8, 8), np.float32)}, ["layer", "1"]),
         (
@@ -92,7 +94,7 @@ QUERY = "encoder.layer.0.attention.self.query.weight"
             ["query.kernel", "norm.bias", "(9,)", "gate"],
         ),
     ],
-    ids=["missing", "misshapen", "extra", "extra layer", "all at once"],
+    ids=["missing", "misshapen", "overflowed", "NaN", "extra", "extra layer", "all at once"],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_with_every_tensor(
     changes, words, checkpoint, refused

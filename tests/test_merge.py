@@ -9,6 +9,7 @@ import pytest
 from safetensors.flax import save_file
 
 from ffalora_jax import merge, peft_io
+from ffalora_jax.errors import InputError
 from tests.peft_files import (
     FAMILIES,
     case,
@@ -90,3 +91,6 @@ def test_a_merge_in_a_narrow_type_rounds_once(tmp_path):
     merged = peft_io.load_file(str(tmp_path / "merged" / "model.safetensors"))
     np.testing.assert_array_equal(merged[name], whole.astype(np.float16))
     assert {x.dtype.name for x in merged.values()} == {"float16"}
+    large = {**found.adapters, "layers.1.attention.value": {n: 1e4 * x for n, x in leaves.items()}}
+    with pytest.raises(InputError, match=rf"{name} reaches .*float16 cannot hold"):
+        merge.write_merged(tmp_path / "merged", found.loaded, found.model, large, ("a",) * 3)

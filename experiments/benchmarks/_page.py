@@ -64,6 +64,16 @@ def targets(stored: Store) -> str:
     return _table(("measure", "must", "aim", "measured", "met"), lines)
 
 
+def _elsewhere(stored: Store) -> str:
+    """Returns the table of targets of each other processor that was measured on."""
+    others: dict[str, Store] = {}
+    for name, entry in stored.items():
+        for other in entry.get("elsewhere", []):
+            others.setdefault(other["machine"]["cpu"], {})[name] = other
+    tables = [f"On {_machines(store)}:\n\n{targets(store)}" for store in others.values()]
+    return "\n".join(tables) or "Nothing was measured on another processor."
+
+
 def _peers(stored: Store) -> str:
     rows = []
     for name, title in PEER_TITLES.items():
@@ -250,6 +260,7 @@ def _percent(value: float) -> str:
 TABLES: dict[str, Callable[[Store], str]] = {
     "machines": _machines,
     "targets": targets,
+    "elsewhere": _elsewhere,
     "peers": _peers,
     "prefix": _prefix,
     "rounds": _rounds,

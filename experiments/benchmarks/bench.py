@@ -85,11 +85,22 @@ def main() -> None:
         if options.quick:
             print("\n".join(json.dumps(line) for line in found))
         elif found:
-            stored[name] = {"machine": _machine(), "lines": found}
+            stored[name] = {"machine": _machine(), "lines": found} | _elsewhere(stored.get(name))
             STORE.write_text(json.dumps(stored, indent=1) + "\n")
     if not options.quick:
         (DOCS / "benchmarks.md").write_text(page(stored))
         _draw(stored)
+
+
+def _elsewhere(before: dict[str, Any] | None) -> dict[str, Any]:
+    """What other processors gave stays: a ratio holds for the machine that it was measured on."""
+    if before is None:
+        return {}
+    here = _machine()["cpu"]
+    entries = [*before.get("elsewhere", []), {k: before[k] for k in ("machine", "lines")}]
+    kept = {entry["machine"]["cpu"]: entry for entry in entries}
+    kept.pop(here, None)
+    return {"elsewhere": list(kept.values())} if kept else {}
 
 
 def _draw(stored: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ Run: python -m tests.faults.storage      Time: 8 minutes on two cores; mounting 
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -154,6 +155,46 @@ def quota(cut: Path, whole: Path) -> str:
     return again.said[-300:] if again.code else "; ".join(differences(whole, run))
 
 
+SLOW = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include <unistd.h>
+ssize_t write(int file, const void *data, size_t size) {
+  ssize_t (*real)(int, const void *, size_t) = dlsym(RTLD_NEXT, "write");
+  struct stat facts;
+  if (fstat(file, &facts) == 0 && S_ISREG(facts.st_mode)) {
+    usleep(20000);
+    if (size > 4096) size = 4096;
+  }
+  return real(file, data, size);
+}
+"""
+"""A disk of 200 kB a second that takes 4 KiB at a time, as `write` may: whoever writes has to ask again."""
+
+
+def slow_disk(cut: Path, whole: Path) -> str:
+    """Every write takes its time and takes a part: the same bits, also if killed in a save that lasts."""
+    library = cut.with_name("slow.so")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        print("  (skipped: needs a C compiler)")
+        return ""
+    built = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"]
+    subprocess.run(built, input=SLOW, text=True, check=True)
+    slow = {**os.environ, "LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1"}
+    for moment in [(), ("save", 0.2), ("save", 0.6)]:
+        run = cut.with_name(f"slow-{len(moment) and moment[1]}")
+        outcome = child(run, CHANGES, *moment, env=slow)
+        if outcome.killed is not bool(moment):
+            return f"{moment}: code {outcome.code}: {outcome.said[-300:]}"
+        again = child(run, CHANGES, env=slow) if moment else outcome
+        found = again.said[-300:] if again.code else "; ".join(differences(whole, run))
+        if found:
+            return f"{moment}: {found}"
+    return ""
+
+
 FLAGS = (
     "--model.name tiny --model.max-tokens 12 --data.name synthetic --data.max-examples 240 --rounds 6 "
     "--local-steps 2 --batch-size 8 --noise-seed 11 --evaluate-every 2 --method.rank 2 "
@@ -167,6 +208,7 @@ FAILURES = {
     "disk full": full_disk,
     "read-only disk": read_only,
     "files limited in size": quota,
+    "slow disk": slow_disk,
 }
 
 
