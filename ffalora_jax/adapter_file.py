@@ -1,7 +1,8 @@
 """The trained adapter of a run on disk: PEFT's format where there is one, else leaves by our names.
 
-``run.json`` beside it says what the run knows: method, clients, classes, the hash of the backbone, and the
-form the leaves have. It is written last, so where it stands the rest is whole.
+``run.json`` beside it says what the run knows: method, classes, the hash of the backbone, and the form the
+leaves have. It is written last, so where it stands the rest is whole. Nothing there names a client: what
+stays at the clients, and whose it is, lies in a folder of its own, which is not handed on.
 """
 
 import json
@@ -23,8 +24,10 @@ from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundState
 from ffalora_jax.types import Adapters, Tree
 
-ADAPTER, LEAVES, PERSONAL = peft_io.WEIGHTS, "leaves.safetensors", "personal.safetensors"
+ADAPTER, LEAVES = peft_io.WEIGHTS, "leaves.safetensors"
 FACTS = "run.json"
+PERSONAL, CLIENTS = "personal", "clients.json"
+"""Folder beside the adapter's with the leaves that stay at their client, and the clients' names there."""
 
 
 def save_adapter(folder: Path, run: Prepared, state: RoundState) -> None:
@@ -37,7 +40,11 @@ def save_adapter(folder: Path, run: Prepared, state: RoundState) -> None:
     else:
         write_atomically(folder / LEAVES, save(_flat(shared)))
     if jax.tree.leaves(state.personal):
-        write_atomically(folder / PERSONAL, save(_flat(state.personal)), mode=0o600)
+        own = folder.with_name(PERSONAL)
+        own.mkdir(exist_ok=True)
+        write_atomically(own / LEAVES, save(_flat(state.personal)), mode=0o600)
+        names = json.dumps(list(run.train_names), indent=2) + "\n"
+        write_atomically(own / CLIENTS, names, mode=0o600)
     facts = _facts(run, "peft" if in_peft else "leaves", "head" in shared)
     write_atomically(folder / FACTS, json.dumps(facts, indent=2) + "\n")
 
@@ -69,18 +76,24 @@ def read_facts(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def read_adapter(folder: Path) -> tuple[Adapters, Tree]:
-    """Reads ``(shared, personal)`` leaves.
+def read_adapter(folder: Path) -> tuple[Adapters, Tree, tuple[str, ...]]:
+    """Reads ``(shared leaves, those that stay at clients, whose they are)``.
 
     Raises:
         InputError: no adapter there, or a file that is not safetensors.
     """
-    facts, personal = read_facts(folder), folder / PERSONAL
+    facts, personal = read_facts(folder), folder.with_name(PERSONAL) / LEAVES
     file = folder / (ADAPTER if facts["format"] == "peft" else LEAVES)
     if not file.is_file():
         raise InputError(f"No {file.name} in {folder}: copy the run's whole folder.")
     shared = _from_peft(folder, facts) if facts["format"] == "peft" else _read(file)
-    return shared, _read(personal) if personal.is_file() else {}
+    if not personal.is_file():
+        return shared, {}, ()
+    names = personal.with_name(CLIENTS)
+    try:
+        return shared, _read(personal), tuple(map(str, from_json(names.read_bytes())))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"Cannot read {names} ({error}): copy the run's whole folder.") from None
 
 
 def _facts(run: Prepared, form: str, has_head: bool) -> dict[str, Any]:
@@ -95,7 +108,6 @@ def _facts(run: Prepared, form: str, has_head: bool) -> dict[str, Any]:
         "head": names.head.get("head") if has_head else None,
         "layers": sorted(run.model.shapes),
         "class_names": list(run.dataset.class_names),
-        "client_names": list(run.train_names),
         "kind": run.dataset.kind,
         "backbone": run.loaded.fingerprint,
     }

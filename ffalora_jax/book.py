@@ -52,9 +52,11 @@ class Book:
         # Else (a torn line, lines of rounds that were not saved) it is written anew, with the first new ones.
         self._stands = folder.metrics_file.read_text() == metrics_text(self.kept)
         self.traffic = Traffic.none(len(run.plan.clients))
+        self._last = np.full(len(run.plan.clients), -1)
+        self._uploads = [0]  # in all, before each round
         for line in self.kept:
-            there = line["participants"] + line.get("late", [])
-            self.traffic.add(there, *message_bytes(run, line["round_index"]))
+            there = line["participants"], line.get("late", [])
+            self._sent(line["round_index"], *(np.asarray(one, np.int64) for one in there))
         self._clipped_shares = [line["clipped_share"] for line in self.kept]
 
     @property
@@ -73,10 +75,9 @@ class Book:
             slots = np.flatnonzero(there)
             slots = slots[np.argsort(infos.clients[index][slots])]
             took_part = np.asarray(infos.clients[index][slots])
-            up, down = message_bytes(self.run, done + index)
             late = np.flatnonzero(infos.late[index]) if infos.late is not None else slots[:0]
             late = np.asarray(infos.clients[index][late])
-            sent, received = self.traffic.add(np.concatenate([took_part, late]), up, down)
+            (sent, received), (up, down) = self._sent(done + index, took_part, late)
             found.append(
                 {
                     "round_index": done + index,
@@ -96,6 +97,25 @@ class Book:
                 }
             )
         return found
+
+    def _sent(self, round_index: int, took_part: np.ndarray, late: np.ndarray):
+        """Counts a round's messages; returns their bytes in all, and those of each who was there (client,).
+
+        Whoever was away is sent all that changed since.
+        """
+        there, method = np.concatenate([took_part, late]), self.run.method
+        missed = np.maximum(round_index - np.maximum(self._last, 0), 1)
+        if len(method.parts) == 1 and "residual" not in method.kept:
+            missed = np.ones_like(missed)  # every round changes the same leaves
+        up, down = (np.zeros(len(missed), np.int64) for _ in range(2))
+        for rounds in set(missed[there].tolist()):
+            who = missed == rounds
+            came = self._uploads[round_index] - self._uploads[max(round_index - rounds, 0)]
+            each = message_bytes(self.run, round_index, rounds, came)
+            up[who], down[who] = (np.broadcast_to(one, len(who))[who] for one in each)
+        self._last[there] = round_index
+        self._uploads.append(self._uploads[-1] + len(there))
+        return self.traffic.add(there, up, down), (up, down)
 
     def _unnoised(
         self, infos: RoundInfo, index: int, slots: np.ndarray, round_index: int

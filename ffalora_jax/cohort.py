@@ -47,6 +47,8 @@ class ClientData(NamedTuple):
     """(client,)."""
     prefix: Prefix | None = None
     """Where it is not computed anew in every step."""
+    names: Leaf | None = None
+    """Number of each among all, where a part of them lies here; None: its row."""
 
 
 class Cohort(NamedTuple):
@@ -288,10 +290,9 @@ def take(data: ClientData, rows: Int[Array, " slot"], width: int | None = None) 
     if data.prefix is not None:
         places = data.prefix.places[None, :width]
         seen = places < data.prefix.counts[rows, None]
-        inputs["hidden"] = hidden_of(
-            data.prefix, jnp.broadcast_to(rows[:, None], seen.shape), places, seen
-        )
-    return Examples(inputs, data.labels[rows], rows)
+        whose = jnp.broadcast_to(rows[:, None], seen.shape)
+        inputs["hidden"] = hidden_of(data.prefix, whose, places, seen)
+    return Examples(inputs, data.labels[rows], rows if data.names is None else data.names[rows])
 
 
 def hidden_of(prefix: Prefix, rows: Array, places: Array, seen: Array) -> Array:

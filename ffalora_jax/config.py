@@ -7,7 +7,7 @@ described once, in its annotation; ``ffalora run --help`` and ``ffalora init`` p
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from typing_extensions import Doc
 
@@ -133,18 +133,20 @@ class Experiment:
 
     def replace(self, **changes) -> "Experiment":
         """Returns a copy with settings changed; dotted names as ``**{"privacy.epsilon": 3}``."""
-        result = self
+        whole: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
             table, _, setting = name.rpartition(".")
-            known = _fields(getattr(result, table, None) if table else result)
+            known = _fields(getattr(self, table, None) if table else self)
             if setting not in known:
                 raise InputError(
                     f"No setting {name!r}.{nearest(setting, known)} `ffalora init` shows them all."
                 )
-            if table:
-                value = dataclasses.replace(getattr(result, table), **{setting: value})
-            result = dataclasses.replace(result, **{table or setting: value})
-        return result
+            (parts.setdefault(table, {}) if table else whole)[setting] = value
+        # A table's settings together: each alone might not go with the others as they were.
+        for table, some in parts.items():
+            whole[table] = dataclasses.replace(whole.get(table, getattr(self, table)), **some)
+        return dataclasses.replace(self, **whole)
 
     def resolved(self) -> "Experiment":
         """Returns a copy in which what was left open stands as it was used."""

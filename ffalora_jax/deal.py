@@ -105,6 +105,7 @@ class Dealer:
             members=np.minimum(members, self.rows - 1).astype(np.int32),
             sizes=sizes,
             prefix=self._prefix(rows, int(sizes.sum())),
+            names=rows.astype(np.int32),
         )
 
     def _prefix(self, rows: np.ndarray, num_real: int) -> Prefix | None:

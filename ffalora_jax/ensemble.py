@@ -83,12 +83,15 @@ def check(experiment: Experiment, method: Method, init: LoraInit, kind: str) -> 
     members, name = experiment.ensemble.members, experiment.method.name
     if members == 1:
         return
-    draws = (method.drawn and init.draw is not None) or method.begin is not None
+    draws = (method.drawn and init.draw is not None) or (
+        method.begin is not None and not method.begins_alike
+    )
     wrong = (
         (
             not draws,
             f"method.name {name!r} with this method.init draws nothing: all would be equal",
         ),
+        (method.shares_nothing, f"method.name {name!r} sends nothing that could be averaged"),
         (experiment.monitor.on, "monitor.on looks at single factors"),
         (bool(experiment.sites.rank), "sites.rank cuts single factors"),
         (experiment.method.start is not None, "method.start gives one adapter"),

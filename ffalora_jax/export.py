@@ -123,6 +123,8 @@ def _plain_lora(
 def _leaves_of(ready: Ready, client: str | None, merge: bool) -> Adapters:
     """Returns the server's leaves with those of a client, if one is named."""
     there = ", ".join(ready.client_names)
+    if client is not None and not ready.client_names:
+        raise InputError("All clients of this run have one model: leave --client away.")
     if client is not None and client not in ready.client_names:
         hint = nearest(client, ready.client_names)
         raise InputError(f"No client {client!r} in this run: there are {there}.{hint}")
@@ -171,6 +173,6 @@ def _facts(
         method_sentence=method.sentence,
         privacy=run.privacy,
         metrics=run.metrics[-1] if run.metrics else {},
-        num_clients=len(run.ready.client_names),
+        num_clients=run.privacy["num_clients"],
         client=client if personal else None,
     )

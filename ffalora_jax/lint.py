@@ -266,10 +266,13 @@ def _noise_seed(run: Prepared) -> list[Finding]:
 def _start(run: Prepared) -> list[Finding]:
     if run.experiment.method.start is None or run.plan.unit is None:
         return []
-    before = started_from(run.experiment, 0.0, 0.0)
+    before = started_from(run.experiment, run.plan.unit, 0.0, 0.0)
     cost = ""
-    if before is not None and before["same_data"] and before["epsilon"] is not None:
-        cost = f" It says that it was, at epsilon {before['epsilon']:.3g}; privacy.json adds the two up."
+    if before is not None and before["epsilon_in_all"] is not None:
+        spent = before["epsilon_in_all"]
+        cost = f" It says that it was, at epsilon {spent:.3g}; privacy.json adds the two up."
+    elif before is not None and before["no_sum"]:
+        cost = f" It says that it was, and there is no epsilon of both: {before['no_sum']}."
     return [
         Finding(
             "start-taken-as-public",

@@ -151,7 +151,7 @@ class Run:
 
     def _loaded(self) -> "Ready":
         facts = read_facts(self.path / "adapter")
-        shared, personal = read_adapter(self.path / "adapter")
+        shared, personal, names = read_adapter(self.path / "adapter")
         settings = self.experiment
         class_names = facts["class_names"]
         loaded = load_model(settings, self._given, len(class_names))
@@ -170,7 +170,7 @@ class Run:
             state,
             loaded,
             tuple(class_names),
-            tuple(facts["client_names"]),
+            names,
         )
 
 
@@ -184,6 +184,7 @@ class Ready(NamedTuple):
     loaded: Loaded
     class_names: tuple[str, ...]
     client_names: tuple[str, ...]
+    """Of those whose leaves stay with them; none where all have one model."""
 
 
 def classify(

@@ -13,22 +13,24 @@ from ffalora_jax.types import HEAD_LEAVES, Adapters
 def bytes_of(
     method: Method,
     adapters: Adapters,
-    slots: int,
+    uploads: int,
     round_index: int,
     rank: np.ndarray | None = None,
     compression: Compression | None = None,
     controls: bool = False,
+    missed: int = 1,
 ):
-    """Returns what a client sends and receives in a round: its upload, and what the round before changed.
+    """Returns what a client sends and receives in a round: its upload, and what changed since it came last.
 
     Args:
         method: says what is sent.
         adapters: the server's leaves; only shapes matter.
-        slots: clients in a round, of whose factors a residual may be made up again.
+        uploads: that came in the missed rounds, of whose factors a residual may be made up again.
         round_index: 0-based.
         rank: each client's own rank; then both results are arrays (client,).
         compression: of the upload.
         controls: whether control variates go along, one number for each that is trained.
+        missed: rounds before this one whose changes the client lacks; 1 for who was there in the last one.
     """
     if method.pooled:
         return 0, 0
@@ -37,7 +39,11 @@ def bytes_of(
         return nbytes(up) if compression is None else compression.nbytes(up), nbytes(down)
     parts = method.parts
     here = select(adapters, parts[int(method.phase_at(round_index))] | set(HEAD_LEAVES))
-    before = parts[int(method.phase_at(max(round_index - 1, 0)))] | set(HEAD_LEAVES) | method.kept
+    before = method.kept | set(HEAD_LEAVES)
+    for earlier in range(max(round_index, 1) - 1, max(round_index - missed, 0) - 1, -1):
+        before |= parts[int(method.phase_at(earlier))]
+        if before >= method.trained:
+            break
 
     def upload(active):
         sent = method.upload(active, active)
@@ -52,7 +58,7 @@ def bytes_of(
     # A residual comes as it is, or as the factors that it was made of.
     residual = nbytes(select(adapters, {"residual"}))
     factors = nbytes(select(adapters, {"lora_a", "lora_b"}))
-    return up, down + min(residual, slots * factors)
+    return up, down + min(residual, uploads * factors)
 
 
 def _within(sent: Adapters, rank: np.ndarray | None):

@@ -205,6 +205,7 @@ def _privacy(facts: Facts) -> list[str]:
             0, f"epsilon {found['epsilon']:.4g}, delta {found['delta']:g}, per {found['unit']}"
         )
         lines[0] += f"; the largest over the clients. Adversary: {text(found['trust_model'])}."
+        lines[1:1] = _with_start(found.get("started_from"))
     else:
         lines.insert(0, "**No privacy is claimed.**")
     lines += ["", "Not protected:", ""]
@@ -215,6 +216,22 @@ def _privacy(facts: Facts) -> list[str]:
         f"Release: {text(found['release_note'])}.",
         f"Sampler: {text(found['sampler'])}.",
     ]
+
+
+def _with_start(before: dict[str, Any] | None) -> list[str]:
+    """What the adapter that it began from adds to the bill."""
+    if before is None:
+        return []
+    if before["epsilon_in_all"] is not None:
+        spent = before["epsilon_in_all"], before["delta_in_all"]
+        return [
+            f"With what it started from, on the same data: epsilon {spent[0]:.4g}, delta {spent[1]:g}."
+        ]
+    if before["no_sum"]:
+        return [
+            f"**There is no epsilon for it with what it started from**: {text(before['no_sum'])}."
+        ]
+    return []
 
 
 def _notes(facts: Facts) -> list[str]:

@@ -272,7 +272,8 @@ def _sites_and_presence(
         return None, None, 0.0
     mine = jax.tree.map(lambda leaf: leaf[0], state.personal)
     one = flops.of_example(model, task, frozen, leaves.merge(state.adapters, mine), data)
-    step = one * expected * float(encoded.lengths.mean()) / encoded.widths[-1]
+    # At max_tokens, whatever the texts: who comes too late may depend on no example.
+    step = one * expected
     wanted = experiment.cohort_size or len(names)
     return *presence_of(experiment, method, sites, step, state.adapters, wanted), step
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ffalora_jax import registry
 from ffalora_jax.cohort import Presence
 from ffalora_jax.compression import compression_of
 from ffalora_jax.config import Experiment
@@ -114,6 +115,13 @@ def presence_of(
         raise InputError(
             f"method.name {experiment.method.name!r} needs one rank at all sites, and sites.rank differs "
             "from method.rank: take hetlora, flexlora or flora, or leave sites.rank out."
+        )
+    cuts = (sites.rank < whole).any() or (config.adapt == "deadline" and method.mixed_ranks)
+    if cuts and registry.lookup("inits", experiment.method.init)().draw is None:
+        raise InputError(
+            f"method.init {experiment.method.init!r} takes both factors out of W, so that a site of lower "
+            "rank would begin without a part of W: take kaiming, gaussian, orthogonal or orthonormal with "
+            "sites.rank or sites.adapt."
         )
     rounds = _round_of_each_phase(method, experiment.rounds)
     messages = _Messages(method, adapters, slots, rounds, experiment)

@@ -30,7 +30,8 @@ NOT_PROTECTED = (
     "fields of metrics.jsonl marked as not private, warnings in partition.json, and pictures of these",
 )
 NOT_PROTECTED_CLIENTS = (
-    "who the clients are and what they hold: every file of the run folder but adapter/ names or counts them",
+    "who the clients are and what they hold: every file of the run folder but adapter/ names or counts "
+    "them, and personal/ holds leaves without noise",
     *NOT_PROTECTED[3:],
 )
 """Where a whole client is protected, and it may not show that it was there."""
@@ -129,7 +130,7 @@ def privacy(
         "accountant": settings.accountant if plan.unit else None,
         "delta": settings.delta if plan.unit else None,
         "epsilon": spent,
-        "started_from": started_from(run.experiment, spent, settings.delta if plan.unit else None),
+        "started_from": started_from(run.experiment, plan.unit, spent, settings.delta),
         "budget": settings.budget if plan.unit else None,
         "clip_norm": settings.clip_norm if plan.unit else None,
         "schedules": {
@@ -252,13 +253,21 @@ def partition_table(run: Prepared) -> dict[str, Any]:
     }
 
 
-def message_bytes(run: Prepared, round_index: int = 0):
-    """Returns the bytes that a client sends and receives in a round; arrays (client,) where ranks differ."""
+def message_bytes(run: Prepared, round_index: int = 0, missed: int = 1, uploads: int | None = None):
+    """Returns the bytes that a client sends and receives in a round; arrays (client,) where ranks differ.
+
+    Args:
+        run: says what is sent.
+        round_index: 0-based.
+        missed: rounds since the client came last.
+        uploads: that came in these; None: as many as there are places.
+    """
     rank = run.numbers.rank
     ranks = None if rank is None else np.asarray(rank)
-    facts = run.method, run.state.adapters, run.settings.slots(1), round_index, ranks
+    uploads = run.settings.slots(1) * missed if uploads is None else uploads
+    facts = run.method, run.state.adapters, uploads, round_index, ranks
     controls = run.experiment.optimizer.control_variates
-    return bytes_of(*facts, run.server.compression, controls)
+    return bytes_of(*facts, run.server.compression, controls, missed)
 
 
 def _release_note(unit: str | None, given_noise_seed: bool) -> str:

@@ -61,6 +61,12 @@ class Server(NamedTuple):
                 f"method.name {name!r} reads each client's upload and not the mean alone, so an optimiser on "
                 "the mean says nothing: leave server.optimizer at average, or take ffa_lora, fedavg_lora, ..."
             )
+        if self.optimizer is not None and self.method.kept and _remembers(self.optimizer):
+            raise InputError(
+                f"method.name {name!r} turns its factors after every round, and what server.optimizer "
+                "remembers of earlier rounds would be in other coordinates: take sgd without momentum, "
+                "average, or ffa_lora, fedavg_lora, ..."
+            )
         if self.compression is not None and self.method.wire is not None:
             raise InputError(
                 f"Expected compression = 'none' with method.name {name!r}, whose messages go another way "
@@ -80,6 +86,8 @@ class Server(NamedTuple):
             what = "reads each client's upload, and the noise is in their sum alone"
         elif self.method.is_baseline:
             what = "is a yardstick in which no clients meet"
+        elif self.mechanism.sums_integers and not self.method.linear:
+            what = "sends what is not linear in what was noised, and shares of noise add up in linear sums"
         elif self.mechanism.sums_integers and self.method.personal:
             what = "keeps leaves at the clients, with their share of the noise alone"
         if what:
@@ -182,7 +190,11 @@ class Server(NamedTuple):
             change, mine = self.optimizer.update(gradient, memory[phase], nothing)
             mean = jax.tree.map(jnp.add, nothing, change)
             memory = (*memory[:phase], mine, *memory[phase + 1 :])
-        return self.method.read(adapters, mean, *uploads(whole)), memory, control
+        sent, weights = uploads(whole)
+        if self._noises_sum:
+            # Who took part is secret, whether anybody did included: the noised mean is read, whatever came.
+            weights = jnp.ones_like(weights)
+        return self.method.read(adapters, mean, sent, weights), memory, control
 
     @property
     def _noises_sum(self) -> bool:
@@ -198,6 +210,10 @@ class Server(NamedTuple):
         noise = self.mechanism.beside_count(self.noise_multiplier * multiplier) * clip
         moved = self.mechanism.private_total(key, sums.weighted, noise, self.clients)
         return jax.tree.map(jnp.add, nothing, moved)
+
+
+def _remembers(optimizer: optax.GradientTransformation) -> bool:
+    return any(jnp.ndim(leaf) for leaf in jax.tree.leaves(optimizer.init({"x": jnp.zeros(2)})))
 
 
 def make_server(

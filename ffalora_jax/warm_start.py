@@ -1,8 +1,8 @@
 """What an adapter that a run starts from has cost already, where it says so and the data are the same.
 
 Two runs on the same examples compose: at most epsilon_1 + epsilon_2 at delta_1 + delta_2 (Dwork & Roth 2014,
-theorem 3.16), an upper bound whatever the mechanisms. Data are told by their settings and never by a hash
-of the examples: that, published, would confirm a guess of them.
+theorem 3.16), an upper bound whatever the mechanisms, of one unit. Data are told by their settings and never
+by a hash of the examples: that, published, would confirm a guess of them.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ from typing import Any
 
 from ffalora_jax.cache import from_json
 from ffalora_jax.config import Experiment
-from ffalora_jax.config_data import DataConfig, PartitionConfig
 
 FACTS, PRIVACY = "run.json", "privacy.json"
 
@@ -29,57 +28,70 @@ def trained_on(experiment: Experiment) -> dict[str, Any]:
 
 
 def facts_for_later(experiment: Experiment, privacy: dict[str, Any]) -> dict[str, Any]:
-    """Returns what an exported adapter says of its cost, with that of its own start on the same data."""
+    """Returns what an exported adapter says of its cost, and of what it started from, one after another."""
     spent = {name: privacy[name] for name in ("unit", "epsilon", "delta")}
-    before = privacy.get("started_from")
-    if before and before["same_data"] and spent["epsilon"] is not None:
-        spent |= {"epsilon": before["epsilon_in_all"], "delta": before["delta_in_all"]}
-    return {"privacy": spent, "trained_on": trained_on(experiment)}
+    before = privacy.get("started_from") or {"bills": []}
+    return {"privacy": spent, "trained_on": trained_on(experiment), "started_from": before["bills"]}
 
 
 def started_from(
-    experiment: Experiment, epsilon: float | None, delta: float | None
+    experiment: Experiment, unit: str | None, epsilon: float | None, delta: float | None
 ) -> dict[str, Any] | None:
     """Returns what the start has cost, and with this run's in all; None without one, or if it says nothing.
 
+    What was trained on the same data is added up, however long ago in the chain. Epsilons of different
+    units (an example, a client) do not add up: there is no sum then, and the reason.
+
     Args:
         experiment: of this run.
+        unit: that this run protects; None without privacy.
         epsilon: spent by this run; None without privacy.
         delta: of this run.
     """
     folder = experiment.method.start
-    if folder is None:
-        return None
-    said = _read(Path(folder))
+    said = None if folder is None else _read(Path(folder))
     if said is None:
         return None
-    before, same = said["privacy"], _same(said["trained_on"], trained_on(experiment))
-    found = {"unit": before["unit"], "epsilon": before["epsilon"], "delta": before["delta"]}
-    found |= {"same_data": same, "epsilon_in_all": None, "delta_in_all": None}
-    if same and None not in (epsilon, delta, before["epsilon"], before["delta"]):
-        found |= {
-            "epsilon_in_all": epsilon + before["epsilon"],
-            "delta_in_all": delta + before["delta"],
-        }
+    now, bills = trained_on(experiment), _bills(said)
+    spent = [bill["privacy"] for bill in bills if _same(bill["trained_on"], now)]
+    found = {name: said["privacy"][name] for name in ("unit", "epsilon", "delta")}
+    found |= {"same_data": bool(spent), "epsilon_in_all": None, "delta_in_all": None, "no_sum": ""}
+    found["bills"] = bills
+    if unit is None or epsilon is None or delta is None or not spent:
+        return found
+    units = {one["unit"] for one in spent}
+    if None in units:
+        found["no_sum"] = "the start was trained on these data without privacy"
+    elif units != {unit}:
+        found["no_sum"] = (
+            f"the start protects one {' and one '.join(sorted(units))}, this run one {unit}, and epsilons of "
+            "different units do not add up"
+        )
+    else:
+        found["epsilon_in_all"] = epsilon + sum(one["epsilon"] for one in spent)
+        found["delta_in_all"] = delta + sum(one["delta"] for one in spent)
     return found
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs saw the same sites' data; a setting that one does not know of was at its default.
+def _bills(said: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what an adapter says of itself and of all that it started from."""
+    own = {name: said[name] for name in ("privacy", "trained_on")}
+    return [own, *said.get("started_from", [])]
 
-    Which site is public changes who trains, not whose data it is: the sum is then too large, never too small.
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two runs took examples out of the same data.
+
+    Which columns and how many of them, how they were dealt to sites, and the seed (unless it makes the data)
+    are another choice among the same examples, of which most pay twice. The sum is then too large, never too
+    small.
     """
 
-    def whole(said: dict[str, Any]) -> dict[str, Any]:
-        partition = {
-            **dataclasses.asdict(PartitionConfig()),
-            **said["partition"],
-            "public_site": None,
-        }
-        data = {**dataclasses.asdict(DataConfig()), **said["data"]}
-        return {**said, "data": data, "partition": partition}
+    def source(said: dict[str, Any]) -> tuple:
+        name, made = said["data"]["name"], said["data"]["name"] == "synthetic"
+        return name, said["data"].get("path"), said["seed"] if made else None
 
-    return whole(one) == whole(other)
+    return source(one) == source(other)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

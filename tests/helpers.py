@@ -72,7 +72,9 @@ def go_together(method: str, mechanism: str) -> bool:
         return False
     if mechanism == "dp_sgd_banded":  # its noise runs on from step to step, in all leaves
         return not (found.phases or found.local_parts)
-    return mechanism != "dp_sgd_secagg" or not (found.personal or found.local_parts)
+    if mechanism == "dp_sgd_secagg":  # shares of noise add up in linear sums alone
+        return found.linear and not (found.personal or found.local_parts)
+    return True
 
 
 def keys(run: Prepared) -> Keys:

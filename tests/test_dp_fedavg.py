@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ffalora_jax as ffa
-from ffalora_jax import accounting, rng
+from ffalora_jax import accounting, registry, rng
 from ffalora_jax.cohort import Cohort, cohort_capacity, draw_cohort_of
+from ffalora_jax.data import as_dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms._clients import bounded
-from tests.helpers import compiled, keys, prepared, run_rounds
+from tests.helpers import compiled, go_together, keys, prepared, run_rounds
 
 CLIP_NORM, NOISE = 0.1, 0.8
 
@@ -83,6 +84,55 @@ def test_the_servers_noise_has_the_promised_stddev_in_a_round_without_clients(fa
     stddev = NOISE * CLIP_NORM / run.settings.cohort_size
     p = scipy.stats.kstest(samples, scipy.stats.norm(scale=factor * stddev).cdf).pvalue
     assert bool(p > 0.01) is fits
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fedsvd",
+        "fedask",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in registry.available("methods")
+            if go_together(name, "dp_fedavg") and name not in ("fedsvd", "fedask", "ffa_lora")
+        ),
+    ],
+)
+def test_a_round_without_clients_moves_every_leaf_that_is_sent(method):
+    """Unchanged, it would say that nobody came: an event of its own probability, at any noise."""
+    run = central(method=method)
+    after = stepped(run, range(4), [False] * 4)
+    active = run.server.active(run.state.adapters, 0)
+    sent = run.method.upload(active, active)
+    assert jax.tree.leaves(sent)
+    for layer, found in sent.items():
+        for name in found:
+            moved = after.adapters[layer][name] - run.state.adapters[layer][name]
+            assert np.abs(moved).max() > 0, (layer, name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"model.head": "personal"}], ids=["one model", "personal"])
+def test_the_adapter_that_is_handed_on_names_no_client_and_holds_nothing_without_noise(
+    tmp_path, changes
+):
+    names = [f"hospital_{letter}" for letter in "abcd"]
+    rows = [f"text number {i} is {'good' if i % 2 else 'bad'}" for i in range(160)]
+    data = {"text": rows, "label": [i % 2 for i in range(160)], "site": names * 40}
+    experiment = central().experiment.replace(rounds=1, evaluate_every=1, noise_seed=None)
+    experiment = experiment.replace(**{"partition.name": "natural", **changes})
+    run = ffa.simulate(experiment, as_dataset(data, client="site"), out=tmp_path / "run")
+    handed_on = b"".join(file.read_bytes() for file in (run.path / "adapter").rglob("*"))
+    assert b"hospital" not in handed_on
+    own = run.path / "personal"
+    assert own.exists() is bool(changes)
+    if changes:
+        assert b"head_kernel" not in handed_on
+        assert b"classifier" not in handed_on
+        assert json.loads((own / "clients.json").read_text()) == names
+        assert {oct(file.stat().st_mode & 0o777) for file in own.iterdir()} == {"0o600"}
+        assert run.predict(["a text"], client="hospital_b")
+    else:
+        assert run.predict(["a text"])
 
 
 def test_the_noise_differs_from_round_to_round():

@@ -208,6 +208,8 @@ def test_a_public_site_that_is_not_there_is_refused(name, public, words):
     [
         ({"method": "bitfit"}, {}, "draws nothing"),
         ({"init": "pissa"}, {}, "draws nothing"),
+        ({"method": "fed_sb"}, {}, "draws nothing"),
+        ({"method": "local_only"}, {}, "sends nothing"),
         ({}, {"monitor.on": True}, "monitor.on"),
         ({"method": "hetlora"}, {"sites.rank": "1, 2, 2, 2"}, "sites.rank"),
         ({"mechanism": "dp_fedavg"}, {"ensemble.clip": "separate"}, "separate"),

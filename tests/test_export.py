@@ -154,7 +154,7 @@ def test_personal_leaves_are_exported_by_name_of_the_client(personal, tmp_path):
     [
         ("{run} {run}", ["exists"]),
         ("nowhere out", ["No run in 'nowhere'"]),
-        ("{run} out --client east", ["'east'", "north, south"]),
+        ("{run} out --client east", ["one model", "--client"]),
         ("{run} file/out", ["file/out"]),
     ],
 )

@@ -9,10 +9,11 @@ from ffalora_jax import accounting, registry
 from ffalora_jax.config import Experiment, PrivacyConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import Schedule
+from ffalora_jax.prepare import prepare
 from tests.tiny_runs import tiny
 
 ONE_ROUND = {"rounds": 1, "evaluate_every": 1, "partition.name": "iid"}
-FEW = {**ONE_ROUND, "partition.num_clients": 2, "batch_size": 4}
+FEW = {**ONE_ROUND, "data.max_examples": None, "partition.num_clients": 2, "batch_size": 4}
 LONGEST = 8192
 
 
@@ -20,7 +21,7 @@ def ran(path, data=None, **changes):
     """Runs one round; returns the run, whose figures and adapter are finite."""
     run = ffa.simulate(tiny(**{**FEW, **changes}), data, out=path / "run")
     assert np.isfinite(run.metrics[-1]["test_loss"])
-    for leaf in jax.tree.leaves(run.adapters):
+    for leaf in jax.tree.leaves(run.ready.state.adapters):
         assert np.isfinite(leaf).all()
     return run
 
@@ -30,13 +31,14 @@ def rows(texts, labels=None):
     return {"text": texts, "label": labels or [index % 2 for index in range(count)]}
 
 
-def said_of_data(run):
-    return run.folder.read_json("partition.json")["warnings"]
+def said_to_be_cut(run):
+    said = run.folder.read_json("partition.json")["warnings"]
+    return [text for text in said if "model.max_tokens" in text]
 
 
 def test_one_client(tmp_path):
     run = ran(tmp_path, **{"partition.num_clients": 1})
-    assert run.metrics[-1]["clients"] == 1
+    assert run.metrics[-1]["participants"] == [0]
 
 
 @pytest.mark.thorough
@@ -47,25 +49,32 @@ def test_two_thousand_clients_of_one_example_each(tmp_path):
         **{"partition.num_clients": 2000, "batch_size": 1, "local_steps": 1},
         **{"partition.test_share": 0.33, "partition.validation_share": 0.34},
     )
-    assert run.metrics[-1]["clients"] == 2000
+    assert len(run.metrics[-1]["participants"]) == 2000
     assert {c["num_examples"] for c in run.privacy["clients"]} == {1}
 
 
-@pytest.mark.parametrize("rank", [1, 32])
-def test_rank_one_and_the_rank_of_the_layer(tmp_path, rank):
+def test_the_rank_of_the_layer_is_refused():
+    with pytest.raises(InputError, match=r"method\.rank below the width 32 of layer"):
+        prepare(tiny(**{"method.rank": 32}))
+
+
+@pytest.mark.parametrize("rank", [1, 31])
+def test_the_smallest_and_the_largest_rank(tmp_path, rank):
     run = ran(tmp_path, **{"method.rank": rank})
-    factors = [leaves["lora_a"] for leaves in run.adapters.values() if "lora_a" in leaves]
+    factors = [
+        leaves["lora_a"] for leaves in run.ready.state.adapters.values() if "lora_a" in leaves
+    ]
     assert {factor.shape for factor in factors} == {(32, rank)}
 
 
 def test_texts_of_one_token_and_of_none(tmp_path):
     run = ran(tmp_path, rows(["a", "b", "", "."] * 30))
-    assert said_of_data(run) == []
+    assert said_to_be_cut(run) == []
 
 
 def test_a_text_of_thousands_of_tokens_is_cut_and_said_to_be(tmp_path):
     run = ran(tmp_path, rows([" ".join(["word"] * LONGEST), "short"] * 60))
-    (said,) = said_of_data(run)
+    (said,) = said_to_be_cut(run)
     assert said.startswith("60 of 120 texts fill all model.max_tokens = 12 tokens")
 
 
@@ -77,13 +86,14 @@ def test_ten_thousand_classes(tmp_path):
         rows([f"class {label}" for label in labels], labels),
         **{"local_steps": 1, "model.head": "trained"},
     )
-    assert run.adapters["head"]["head_kernel"].shape == (32, 10_000)
+    assert run.ready.state.adapters["head"]["head_kernel"].shape == (32, 10_000)
 
 
 @pytest.mark.parametrize("norm", [1e-12, 1e12])
 def test_the_smallest_and_largest_clip_norm_move_by_their_own_noise(tmp_path, norm):
     run = ran(tmp_path, **{"privacy.clip_norm": norm})
-    moved = np.concatenate([np.ravel(leaves["lora_b"]) for leaves in run.adapters.values()])
+    adapted = (x["lora_b"] for x in run.ready.state.adapters.values() if "lora_b" in x)
+    moved = np.concatenate([np.ravel(leaf) for leaf in adapted])
     assert 1e-2 * norm < np.std(moved) < 1e2 * norm
 
 

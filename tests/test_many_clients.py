@@ -87,6 +87,16 @@ def test_dealt_from_the_host_unequal_clients_give_the_same_bits(tmp_path, cohort
     assert same_bits(*runs)
 
 
+@pytest.mark.thorough
+def test_dropout_is_the_same_wherever_the_examples_lie(tmp_path):
+    changes = {"rounds": 2, "cohort_size": 2, "method.dropout": 0.3}
+    runs = [
+        ffa.simulate(tiny(client_data=where, **changes), out=tmp_path / where)
+        for where in ("device", "host")
+    ]
+    assert same_bits(*runs)
+
+
 def test_of_many_sizes_the_price_is_that_of_the_next_smaller_client_or_ones_own():
     draws = [
         sampling(size, 8, 30) for size in np.random.default_rng(0).integers(20, 4000, 500).tolist()

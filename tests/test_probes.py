@@ -273,3 +273,21 @@ def test_where_tokens_cancel_the_norm_is_not_taken_for_smaller_than_it_is():
         found = float(jnp.sqrt(_squared_norms(pairs, packed)[0]))
         exact = np.linalg.norm(left[0].astype(np.float64).T @ right[0].astype(np.float64))
         assert found >= exact * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("tokens", [64, 512])
+@pytest.mark.parametrize("small", [1e-2, 1e-3, 1e-4])
+def test_of_many_nearly_parallel_tokens_that_alternate_the_norm_is_not_too_small(tokens, small):
+    """The pairs' products are then T times the tokens' own squares, and so is their rounding."""
+    random = np.random.default_rng(tokens)
+    for _ in range(10):
+        base, side = random.normal(size=6), random.normal(size=20)
+        left = (base + small * random.normal(size=(1, tokens, 6))).astype(np.float32)
+        signs = np.where(np.arange(tokens) % 2, -1.0, 1.0)[None, :, None]
+        right = (signs * side + small * random.normal(size=(1, tokens, 20))).astype(np.float32)
+        owner = jnp.zeros((1, tokens), jnp.int32)
+        packed = Packed(owner, owner, owner, owner, jnp.zeros(1, jnp.int32))
+        pairs = {"layer": {"lora_b": (Pair(jnp.asarray(left), jnp.asarray(right)),)}}
+        found = float(jnp.sqrt(_squared_norms(pairs, packed)[0]))
+        exact = np.linalg.norm(left[0].astype(np.float64).T @ right[0].astype(np.float64))
+        assert found >= exact * (1 - 1e-5)

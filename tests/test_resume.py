@@ -104,9 +104,7 @@ def test_every_kind_of_state_survives_a_stop(tmp_path):
     resumed = ffa.resume(tmp_path / "cut")
     assert same_bits(at_once, resumed)
     assert timeless(resumed) == timeless(at_once)
-    one, other = (
-        load_file(r.path / "adapter" / "personal.safetensors") for r in (at_once, resumed)
-    )
+    one, other = (load_file(r.path / "personal" / "leaves.safetensors") for r in (at_once, resumed))
     assert all(np.array_equal(one[k], other[k]) for k in one)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import rng
+from ffalora_jax import registry, rng
 from ffalora_jax.aggregation import masked, ring, weighted_sum
 from ffalora_jax.cohort import Cohort
 from ffalora_jax.errors import InputError
@@ -114,6 +114,35 @@ def test_all_clients_add_the_noise_that_the_neediest_of_them_needs():
     assert 0.98 * 4 < max(spent) <= 4
 
 
+@pytest.mark.parametrize("name", registry.available("methods"))
+def test_a_method_is_linear_if_its_uploads_of_equal_sums_have_equal_sums(name):
+    """Shares of noise add up in the sum of the clients' leaves; a linear upload keeps that sum."""
+    if registry.lookup("methods", name)().is_baseline:
+        return
+    run = prepared(method=name)
+    method, active = run.method, run.server.active(run.state.adapters, 0)
+    random = np.random.default_rng(0)
+    draws = [
+        jax.tree.map(lambda leaf: 0.3 * random.normal(size=leaf.shape).astype("float32"), active)
+        for _ in range(3)
+    ]
+    sums = []
+    for shares in ((1.0, 0.0), (0.5, 0.5)):
+        ends = [
+            jax.tree.map(
+                lambda start, common, own, s=share, w=way: start + s * common + w * own,
+                active,
+                draws[0],
+                draws[1],
+            )
+            for share, way in zip(shares, (1, -1), strict=True)
+        ]
+        uploads = [method.upload(active, end) for end in ends]
+        sums.append(jax.tree.map(lambda a, b: a + b, *uploads))
+    off = max(float(abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, sums), strict=True))
+    assert (off < 1e-5) is method.linear
+
+
 def test_norms_of_single_uploads_are_marked_as_not_private(tmp_path):
     experiment = secagg().experiment.replace(rounds=1, evaluate_every=1)
     run = ffa.simulate(experiment, out=tmp_path / "run")
@@ -133,6 +162,8 @@ def test_norms_of_single_uploads_are_marked_as_not_private(tmp_path):
         ({"model.head": "personal"}, "trained or frozen"),
         ({"sites.available": "0.9"}, "all sites present"),
         ({"method.name": "fedsa_lora"}, "keeps leaves at the clients"),
+        ({"method.name": "ravan"}, "not linear"),
+        ({"method.name": "fedrot_lora"}, "not linear"),
         ({"method.name": "hetlora"}, "reads each client's upload"),
         ({"privacy.honest_share": 0.0}, "honest_share <= 1"),
     ],

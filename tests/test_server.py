@@ -60,6 +60,15 @@ def test_an_optimiser_beside_a_method_that_reads_every_upload_is_refused():
         changed({"server.optimizer": "adam"}, method="fedex_lora")
 
 
+@pytest.mark.parametrize("method", ["fedsvd", "fedask"])
+def test_an_optimiser_with_a_memory_is_refused_where_the_factors_are_turned(method):
+    settings = {"server.optimizer": "sgd", "server.learning_rate": 0.5}
+    changed(settings, method=method)
+    for remembers in ({"server.optimizer": "adam"}, {"server.options": {"momentum": 0.9}}):
+        with pytest.raises(InputError, match=f"{method}.*turns its factors"):
+            changed(settings | remembers, method=method)
+
+
 def test_fedprox_pulls_the_second_step_back_by_mu_times_the_first():
     """W2 = w1 - rate (g2 + mu (w1 - w0)); without noise g2 is that of a run without the pull."""
     mu, rate = 0.3, 0.4

@@ -10,6 +10,7 @@ import pytest
 import ffalora_jax as ffa
 from ffalora_jax import network, presence
 from ffalora_jax.cohort import Cohort
+from ffalora_jax.data import as_dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
@@ -247,6 +248,61 @@ def test_a_site_of_lower_rank_trains_and_sends_that_much(method):
 def test_a_method_of_one_rank_refuses_several():
     with pytest.raises(InputError, match="hetlora, flexlora or flora"):
         with_sites(rank="1, 2, 2, 2")
+
+
+@pytest.mark.parametrize("init", ["pissa", "minor", "olora"])
+def test_sites_of_lower_rank_refuse_factors_that_are_taken_out_of_w(init):
+    """A site that cuts them would begin without a part of W."""
+    whole = prepared(method="hetlora").experiment.replace(**{"method.init": init})
+    prepare(whole)
+    with pytest.raises(InputError, match=f"method.init '{init}' takes both factors out of W"):
+        prepare(whole.replace(**{"sites.rank": "1, 2, 2, 2"}))
+
+
+def test_who_comes_too_late_depends_on_no_example():
+    """One long text more or less may not decide about another client's part in a sum."""
+    rows = [f"word {i} " * (1 + i % 3) for i in range(240)]
+    long = [" ".join(["word"] * 12)] * 120 + rows[120:]
+    data = {"label": [i % 2 for i in range(240)]}
+    experiment = prepared().experiment.replace(
+        **{"partition.name": "iid", "sites.speed": "0.001", "sites.up": "1"}
+    )
+    one, other = (
+        prepare(experiment, as_dataset({**data, "text": texts})) for texts in (rows, long)
+    )
+    assert one.encoded.lengths.mean() < other.encoded.lengths.mean()
+    assert one.step_flops == other.step_flops > 0
+
+
+@pytest.mark.parametrize("method", ["rolora", "ffa_lora", "fedex_lora", "flora"])
+def test_who_was_away_is_sent_all_that_changed_since(tmp_path, method):
+    """Told from who took part: each keeps a copy, and is sent what makes it the server's."""
+    experiment = prepared(method=method).experiment
+    experiment = experiment.replace(rounds=6, evaluate_every=6, cohort_size=2, noise_seed=3)
+    run = ffa.simulate(experiment, out=tmp_path / "run")
+    ready = prepare(experiment)
+    server, adapted = ready.state.adapters, ready.model.adapted
+    sizes = {
+        name: 4 * sum(server[layer][name].size for layer in adapted if name in server[layer])
+        for name in ("lora_a", "lora_b", "residual")
+    }
+    heads = 4 * sum(leaf.size for leaf in server["head"].values())
+    trained = [ready.method.parts[int(ready.method.phase_at(r))] for r in range(6)]
+    last, came = dict.fromkeys(range(4), 0), [0] * 6
+    for index, line in enumerate(run.metrics):
+        expected = 0
+        for client in line["participants"]:
+            since = range(last[client], max(index, 1))
+            stale = set().union(*(trained[r] for r in since)) - set(ready.method.redrawn)
+            if method == "flora":
+                stale = set()  # A is drawn anew by all, B begins at zero
+            expected += heads + sum(sizes[name] for name in stale)
+            if method in ("fedex_lora", "flora"):
+                factors = sum(came[last[client] : index]) * (sizes["lora_a"] + sizes["lora_b"])
+                expected += min(sizes["residual"], factors)
+            last[client] = index
+        came[index] = len(line["participants"])
+        assert line["bytes_down"] == expected
 
 
 def test_client_level_privacy_refuses_the_first_of_several_to_come():

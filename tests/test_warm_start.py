@@ -46,7 +46,10 @@ def test_on_the_same_data_the_two_epsilons_and_deltas_are_added(place, experimen
     assert found["delta_in_all"] == pytest.approx(2 * experiment.privacy.delta)
     export.export_run(load_run(place / "second"), place / "adapter-2")
     said = json.loads((place / "adapter-2" / "run.json").read_text())
-    assert said["privacy"]["epsilon"] == found["epsilon_in_all"]
+    assert said["privacy"]["epsilon"] == second.epsilon
+    assert [bill["privacy"]["epsilon"] for bill in said["started_from"]] == [first.epsilon]
+    card = (place / "adapter-2" / "README.md").read_text()
+    assert f"on the same data: epsilon {found['epsilon_in_all']:.4g}" in card
     rules = {one.rule: one.text for one in lint.before(prepare(again, columns()))}
     assert "privacy.json adds the two up" in rules["start-taken-as-public"]
 
@@ -56,14 +59,71 @@ def test_a_setting_that_an_older_adapter_does_not_know_of_makes_no_other_data(ex
     older = {**now, "partition": dict(now["partition"])}
     del older["partition"]["public_site"]
     assert warm_start._same(older, now)
-    assert not warm_start._same({**older, "seed": experiment.seed + 1}, now)
+
+
+def test_another_split_or_seed_of_the_same_examples_is_no_other_data(experiment):
+    csv = experiment.replace(**{"data.name": "csv", "data.path": "a/texts.csv"})
+    now = warm_start.trained_on(csv)
+    for changes in ({"seed": 7}, {"partition.num_clients": 9}, {"data.max_examples": 50}):
+        assert warm_start._same(now, warm_start.trained_on(csv.replace(**changes)))
+    moved = csv.replace(**{"data.path": "elsewhere/texts.csv"})
+    assert warm_start._same(now, warm_start.trained_on(moved))
+    other = csv.replace(**{"data.path": "a/others.csv"})
+    assert not warm_start._same(now, warm_start.trained_on(other))
+    made = experiment.replace(**{"data.name": "synthetic"})
+    seeds = [warm_start.trained_on(made.replace(seed=seed)) for seed in (1, 1, 2)]
+    assert warm_start._same(*seeds[:2])
+    assert not warm_start._same(*seeds[1:])
+
+
+def adapter_said(folder, unit, epsilon, path, before=()):
+    """An adapter's folder that says what it cost; what it started from comes after."""
+    data = {"name": "csv", "path": path}
+    bill = {
+        "privacy": {"unit": unit, "epsilon": epsilon, "delta": 1e-5},
+        "trained_on": {"data": data, "partition": {}, "seed": 0},
+    }
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({**bill, "started_from": list(before)}))
+    return bill
+
+
+@pytest.mark.parametrize(
+    ("chain", "unit", "in_all", "words"),
+    [
+        ([("example", 2.0, "a.csv")], "example", 3.0, ""),
+        ([("client", 2.0, "a.csv")], "example", None, "protects one client, this run one example"),
+        ([("example", 2.0, "a.csv")], "client", None, "protects one example, this run one client"),
+        ([(None, None, "a.csv")], "example", None, "without privacy"),
+        ([("example", 2.0, "b.csv")], "example", None, ""),
+        ([("example", 2.0, "b.csv"), ("example", 4.0, "a.csv")], "example", 5.0, ""),
+        ([("example", 2.0, "a.csv"), ("client", 4.0, "a.csv")], "example", None, "and one example"),
+    ],
+    ids=["same", "of clients", "of examples", "open", "other data", "chain", "chain of both"],
+)
+def test_bills_of_one_unit_on_the_same_data_are_added_along_a_chain(
+    tmp_path, experiment, chain, unit, in_all, words
+):
+    before = []
+    for number, (its_unit, epsilon, path) in reversed(list(enumerate(chain))):
+        before.insert(0, adapter_said(tmp_path / str(number), its_unit, epsilon, path, before))
+    settings = {"data.name": "csv", "data.path": "x/a.csv", "method.start": str(tmp_path / "0")}
+    found = warm_start.started_from(experiment.replace(**settings), unit, 1.0, 1e-5)
+    assert found["epsilon_in_all"] == in_all
+    assert words in found["no_sum"]
+    assert bool(found["no_sum"]) is bool(words)
+    later = warm_start.facts_for_later(
+        experiment, {"unit": unit, "epsilon": 1.0, "delta": 1e-5, "started_from": found}
+    )
+    assert [one["privacy"]["epsilon"] for one in later["started_from"]] == [c[1] for c in chain]
 
 
 @pytest.mark.thorough
 def test_on_other_data_nothing_is_added_and_nothing_is_known_of_a_foreign_adapter(
     place, experiment, first
 ):
-    other = experiment.replace(seed=7, **{"method.start": str(place / "adapter")})
+    settings = {"method.start": str(place / "adapter"), "data.name": "csv", "data.path": "x.csv"}
+    other = experiment.replace(**settings)
     ffa.simulate(other, columns(), out=place / "other")
     found = privacy(place / "other")["started_from"]
     assert not found["same_data"]

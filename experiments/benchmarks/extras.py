@@ -1,9 +1,9 @@
-"""What comes on top of a round: the monitor, and an ensemble of initialisations; each against the round alone.
+"""What comes on top of a round: the monitor, and an ensemble of initialisations, against the round alone.
 
-Claim: the monitor, signal to noise of every layer included, takes less than 3 % of a round. An ensemble of E
-members takes E rounds, not more; it runs in padded blocks (its members' rows are not packed together).
+Claim: the monitor, signal to noise of every layer included, takes less than 3 % of a round. An ensemble of
+E members takes E rounds, not more, in padded blocks (it has no packed rows).
 
-Run: python experiments/benchmarks/extras.py [--members 3] [--repeats 7]     Time: about 4 minutes on two cores
+Run: python experiments/benchmarks/extras.py [--members 3] [--repeats 7]    Time: 4 minutes on two cores
 """
 
 import argparse

@@ -40,6 +40,8 @@ class Method(NamedTuple):
     """Trained LoRA leaves that stay at their client."""
     upload: Callable[[Adapters, Adapters], Adapters] = lambda start, end: end
     """(server's leaves at the start of the round, the client's at the end) -> what it sends."""
+    linear: bool = True
+    """Whether ``upload`` is linear in the client's leaves, so that a sum of uploads is one of the sum."""
     read: Callable[[Adapters, Adapters, Adapters, Array], Adapters] = (
         lambda state, mean, uploads, weights: merge(state, mean)
     )
@@ -50,6 +52,8 @@ class Method(NamedTuple):
     begin: Callable[[Array, dict[str, tuple[int, ...]], Array, int], Leaves] | None = None
     """(a layer's W, its leaves' shapes, public root key, its number) -> leaves that start otherwise than at
     zero or as ``drawn``. It sees weights and the public seed only, so it is free under DP."""
+    begins_alike: bool = False
+    """Whether ``begin`` is the same for every seed."""
     redrawn: tuple[str, ...] = ()
     """Factors that are drawn anew, from the public seed, before every round."""
     wire: Callable[[Adapters], tuple[Adapters, Adapters]] | None = None

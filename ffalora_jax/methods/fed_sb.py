@@ -18,6 +18,7 @@ def build() -> Method:
         trained=frozenset({"core"}),
         detour=Detour(_shapes, _apply, _pairs),
         begin=_begin,
+        begins_alike=True,
         exact=True,
         sentence="an r x r core between frozen singular vectors of W, trained and averaged: exact",
     )

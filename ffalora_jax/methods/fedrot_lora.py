@@ -22,6 +22,7 @@ def build() -> Method:
         drawn=("lora_a",),
         trained=frozenset({"lora_a", "lora_b"}),
         upload=_upload,
+        linear=False,
         sentence="A and B trained, turned towards the last global A, then averaged apart",
     )
 

@@ -24,6 +24,7 @@ def build() -> Method:
         detour=Detour(_shapes, _apply, _pairs),
         begin=_begin,
         upload=_upload,
+        linear=False,
         exact=True,
         sentence=f"{HEADS} small cores between frozen orthonormal pairs, trained and averaged: exact",
     )

@@ -39,7 +39,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-MOST_BARS = 100
+MOST_BARS, LONGEST_LABEL = 100, 40
 
 
 def of_run(run: Run) -> dict[str, str]:
@@ -213,8 +213,10 @@ def _legend_below(axes: Axes, columns: int) -> None:
 
 
 def _literal(text: str) -> str:
-    """Keeps matplotlib from reading dollar signs in names as mathematics."""
-    return text.replace("$", r"\$")
+    """Returns a name as a label: a short line, whose dollar signs matplotlib does not read as mathematics."""
+    line = " ".join(text.split())
+    line = line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}\u2026"
+    return line.replace("$", r"\$")
 
 
 def _color(index: int) -> str:

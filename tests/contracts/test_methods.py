@@ -55,7 +55,7 @@ def covering(pairs):
 
 @pytest.mark.parametrize(("name", "mechanism"), [x for x in PAIRS if not go_together(*x)])
 def test_a_mechanism_that_a_method_cannot_have_is_refused_with_the_reason(name, mechanism):
-    why = "reads each client's upload|yardstick|keeps leaves|trains? (other|all its) leaves"
+    why = "reads each client's upload|yardstick|keeps leaves|trains? (other|all its) leaves|linear"
     with pytest.raises(InputError, match=rf"{name}.*({why})"):
         small(name, mechanism)
 

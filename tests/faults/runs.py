@@ -83,12 +83,12 @@ def differences(one: Path, other: Path) -> list[str]:
     """Names what two runs that should be the same do not share, bit for bit."""
     a, b = ffa.load_run(one), ffa.load_run(other)
     found = []
-    for file in sorted(x.name for x in (one / "adapter").glob("*.safetensors")):
-        mine, theirs = (load_file(run / "adapter" / file) for run in (one, other))
+    for file in sorted(x.relative_to(one) for x in one.glob("[ap]*/*.safetensors")):
+        mine, theirs = (load_file(run / file) for run in (one, other))
         if mine.keys() != theirs.keys() or any(
             not np.array_equal(mine[k], theirs[k], equal_nan=True) for k in mine
         ):
-            found.append(file)
+            found.append(str(file))
     if timeless(a) != timeless(b):
         found.append("metrics.jsonl")
     if a.privacy != b.privacy:
