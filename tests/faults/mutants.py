@@ -57,10 +57,26 @@ class Mutant(NamedTuple):
         return self.module, self.operator, self.line, self.number
 
 
+class Tests(NamedTuple):
+    """What must kill the mutants of a module."""
+
+    words: list[str]
+    """Arguments of pytest."""
+    fresh_cache: bool
+    """Whether what the package keeps on disk is left out: it may be what the module computes."""
+
+
 def main() -> int:
     """Runs the mutants; the exit code says whether enough were killed and all others are explained."""
     table = tomllib.loads(TABLE.read_text())
-    tests = {m: group["tests"] for group in table["group"] for m in group["modules"]}
+    tests = {
+        module: Tests(
+            [word.format(name=Path(module).stem) for word in group["tests"]],
+            group.get("fresh_cache", False),
+        )
+        for group in table["group"]
+        for module in group["modules"]
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=tests, metavar="MODULE", default=list(tests))
     parser.add_argument("--every", type=int, default=1)
@@ -141,7 +157,7 @@ def annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]
 
 
 def outcomes(
-    todo: Iterable[Mutant], tests: list[str], places: list[Path]
+    todo: Iterable[Mutant], tests: Tests, places: list[Path]
 ) -> Iterator[tuple[Mutant, str]]:
     """Runs the mutants, one in each place at a time: killed, survived or timed out."""
     todo, free, running = iter(todo), list(places), {}
@@ -174,7 +190,7 @@ def ended(child: int, deadline: float) -> str:
     return "timed out"
 
 
-def sound(module: str, tests: list[str], place: Path) -> None:
+def sound(module: str, tests: Tests, place: Path) -> None:
     """Runs the tests without a mutant.
 
     Raises:
@@ -217,7 +233,7 @@ def import_what_is_the_same() -> None:
     import pytest  # noqa: F401
 
 
-def begin(place: Path, tests: list[str]) -> int:
+def begin(place: Path, tests: Tests) -> int:
     """Starts the tests in a fork that works in a place; returns its process id."""
     sys.stdout.flush()
     child = os.fork()
@@ -235,16 +251,23 @@ def begin(place: Path, tests: list[str]) -> int:
         os._exit(code)
 
 
-def _test(place: Path, tests: list[str]) -> int:
+def _test(place: Path, tests: Tests) -> int:
     import pytest
 
     os.chdir(place)
     os.environ["PYTHONPATH"] = str(place)
+    if tests.fresh_cache:  # but for compiled programs
+        shared, fresh = Path(os.environ["FFALORA_TEST_CACHE"]), place / "cache"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        (shared / "xla").mkdir(exist_ok=True, parents=True)
+        (fresh / "xla").symlink_to(shared / "xla")
+        os.environ["FFALORA_TEST_CACHE"] = str(fresh)
     sys.path[:0] = [str(place)]
     for name in [n for n in sys.modules if n.split(".")[0] in ("ffalora_jax", "tests")]:
         del sys.modules[name]
     sys.dont_write_bytecode = True
-    return int(pytest.main(["-x", "--rootdir", str(place), *tests]))
+    return int(pytest.main(["-x", "--rootdir", str(place), *tests.words]))
 
 
 if __name__ == "__main__":
