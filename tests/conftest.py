@@ -12,10 +12,12 @@ os.environ["FFALORA_CACHE"] = os.environ["FFALORA_TEST_CACHE"]
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tiny programs run in no time and are compiled for long: the same operations, compiled in half the time.
-flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if version("jaxlib").split(".")[:2] == ["0", "10"]:  # later ones stop at what they do not know
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+# The emitters' option is not known any more from 0.11 on, and what is not known ends the process.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
+)
 
 from jaxtyping import install_import_hook
 
