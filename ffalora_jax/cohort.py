@@ -48,7 +48,7 @@ class ClientData(NamedTuple):
     prefix: Prefix | None = None
     """Where it is not computed anew in every step."""
     names: Leaf | None = None
-    """Number of each among all, where a part of them lies here; None: its row."""
+    """Number of each among all, where a part of them lies here."""
 
 
 class Cohort(NamedTuple):
@@ -290,8 +290,7 @@ def take(data: ClientData, rows: Int[Array, " slot"], width: int | None = None) 
     if data.prefix is not None:
         places = data.prefix.places[None, :width]
         seen = places < data.prefix.counts[rows, None]
-        whose = jnp.broadcast_to(rows[:, None], seen.shape)
-        inputs["hidden"] = hidden_of(data.prefix, whose, places, seen)
+        inputs["hidden"] = hidden_of(data.prefix, rows[:, None], places, seen)
     return Examples(inputs, data.labels[rows], rows if data.names is None else data.names[rows])
 
 
