@@ -8,10 +8,12 @@ local steps and come in time. Each site's noise is calibrated to its own number 
 Claim: adapted, all sites are heard in less than half of the simulated time.
 Run: python experiments/unequal_sites.py        Time: 5 minutes on two cores
 Result (28 November 2026, one seed; differences of a point or two are chance):
-  wait for all   74.7 %, 55 s simulated, sites 70.6 75.0 77.1 84.3
-  drop the late  75.5 %, 25 s, sites 73.4 81.7 75.4 76.5: the last two never heard
-  adapted        75.6 %, 21 s, sites 72.6 75.9 75.6 83.8, with 3, 3, 2 and 1 local steps a round
-The late uploads that count a round later and the slow lines of hetlora have no result here yet.
+  wait for all         74.7 %, 102 s simulated, sites 70.6 75.0 77.1 84.3
+  drop the late        75.5 %, 46 s, sites 73.4 81.7 75.4 76.5: the last two never heard
+  late next time       76.1 %, 56 s, sites 72.3 79.6 75.9 84.3: the last one never heard
+  adapted              75.6 %, 37 s, sites 72.6 75.9 75.6 83.8, with 3, 3, 2 and 1 local steps a round
+  slow lines, wait     70.4 %, 464 s, sites 66.2 69.5 77.6 77.4 (hetlora)
+  slow lines, adapted  71.7 %, 198 s, sites 68.1 71.2 77.1 78.0, with ranks 8, 8, 8 and 2
 """
 
 import tempfile

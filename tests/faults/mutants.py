@@ -210,6 +210,7 @@ def sound(module: str, tests: Tests, place: Path) -> None:
 
 def copied(place: Path) -> Path:
     """Makes a copy of the code and the tests, with the rest linked."""
+    place.mkdir()
     for path in ROOT.iterdir():
         if path.name in ("ffalora_jax", "tests"):
             shutil.copytree(path, place / path.name)
