@@ -60,6 +60,22 @@ def test_clipping_is_joint_over_all_leaves():
     assert float(facts.num_clipped) == 1
 
 
+@pytest.mark.parametrize("members", [2, 5])
+def test_members_are_clipped_each_to_its_part_and_together_to_the_whole(members):
+    """All far above the bound: each is of norm C / sqrt(members), together of norm C."""
+    trained = jax.tree.map(lambda leaf: jnp.zeros((members, *leaf.shape)), TRAINED)
+    examples = jnp.array([[30.0, 0.0, 0.0, 40.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+
+    def loss(trained, example):
+        return jnp.sum(jax.vmap(linear_loss, in_axes=(0, None))(trained, example))
+
+    found, facts = clipped_sum(loss, trained, examples, jnp.ones(2, bool), 3.0, members)
+    each = jnp.concatenate([found["a"]["x"], found["b"]["y"]], axis=1)
+    np.testing.assert_allclose(jnp.linalg.norm(each, axis=1), 3 / np.sqrt(members), rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.norm(found), 3.0, rtol=1e-6)
+    assert [float(x) for x in facts[:4]] == [2, 1, 0, 50]
+
+
 def test_short_gradients_are_left_alone_and_infinite_clip_is_the_plain_sum(key):
     examples = jax.random.normal(key, (SIZE, 5))
     everyone = jnp.ones(SIZE, bool)
@@ -76,6 +92,9 @@ def test_facts_count_clipped_and_broken_examples():
     _, facts = total(examples, jnp.array([True, True, True, False]), 1.0)
     assert [float(x) for x in facts[:3]] == [3, 1, 1]
     np.testing.assert_allclose(facts.norm_sum, 2.1, rtol=1e-6)
+    np.testing.assert_allclose(facts.loss_sum, 2.1, rtol=1e-6)
+    at_the_bound = total(examples, jnp.array([True, False, False, False]), 2.0)[1]
+    assert float(at_the_bound.num_clipped) == 0
 
 
 def test_half_precision_gradients_are_clipped_in_float32(key):

@@ -183,7 +183,7 @@ def slow_disk(cut: Path, whole: Path) -> str:
     built = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"]
     subprocess.run(built, input=SLOW, text=True, check=True)
     slow = {**os.environ, "LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1"}
-    for moment in [(), ("save", 0.2), ("save", 0.6)]:
+    for moment in [(), ("metrics", 0.2), ("metrics", 0.8)]:
         run = cut.with_name(f"slow-{len(moment) and moment[1]}")
         outcome = child(run, CHANGES, *moment, env=slow)
         if outcome.killed is not bool(moment):
