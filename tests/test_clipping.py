@@ -92,6 +92,9 @@ def test_facts_count_clipped_and_broken_examples():
     _, facts = total(examples, jnp.array([True, True, True, False]), 1.0)
     assert [float(x) for x in facts[:3]] == [3, 1, 1]
     np.testing.assert_allclose(facts.norm_sum, 2.1, rtol=1e-6)
+    ones = jax.tree.map(jnp.ones_like, TRAINED)
+    is_real = jnp.array([True, True, True, False])
+    _, facts = clipped_sum(linear_loss, ones, examples, is_real, 1.0)
     np.testing.assert_allclose(facts.loss_sum, 2.1, rtol=1e-6)
     at_the_bound = total(examples, jnp.array([True, False, False, False]), 2.0)[1]
     assert float(at_the_bound.num_clipped) == 0
