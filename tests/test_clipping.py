@@ -58,6 +58,8 @@ def test_clipping_is_joint_over_all_leaves():
     found, facts = total(example, jnp.array([True]), 1.0)
     np.testing.assert_allclose(found, [0.6, 0, 0, 0.8, 0], rtol=1e-6)
     assert float(facts.num_clipped) == 1
+    found, _ = total(0.16 * example, jnp.array([True]), 0.5)
+    np.testing.assert_allclose(found, [0.3, 0, 0, 0.4, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("members", [2, 5])
