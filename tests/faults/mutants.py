@@ -200,7 +200,7 @@ def sound(module: str, tests: Tests, place: Path) -> None:
     """
     for limit in (10 * SECONDS, 0.75 * SECONDS):  # the first compiles, as no other does
         start = time.monotonic()
-        child, outcome = begin(place, tests), ""
+        child, outcome = begin(place, tests, keep=True), ""
         while not outcome:
             time.sleep(0.05)
             outcome = ended(child, start + limit)
@@ -222,22 +222,28 @@ def copied(place: Path) -> Path:
 
 
 def import_what_is_the_same() -> None:
-    """Imports what no mutant changes.
-
-    Nothing here may start a thread (a fork has one only) or be a plugin of pytest (which wants to be first).
-    """
+    """Imports what no mutant changes; nothing here may start a thread, since a fork has one only."""
     import beartype  # noqa: F401
     import cosmic_ray.mutating  # noqa: F401
     import dp_accounting  # noqa: F401
     import flax.nnx  # noqa: F401
+    import hypothesis.strategies  # noqa: F401
     import jax.numpy  # noqa: F401
+    import jax_privacy  # noqa: F401
+    import jaxtyping  # noqa: F401
     import optax  # noqa: F401
     import orbax.checkpoint  # noqa: F401
     import pytest  # noqa: F401
 
 
-def begin(place: Path, tests: Tests) -> int:
-    """Starts the tests in a fork that works in a place; returns its process id."""
+def begin(place: Path, tests: Tests, keep: bool = False) -> int:
+    """Starts the tests in a fork that works in a place; returns its process id.
+
+    Args:
+        place: copy of the code.
+        tests: which.
+        keep: whether compiled Python is written, which then spares all later ones the time.
+    """
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -248,7 +254,7 @@ def begin(place: Path, tests: Tests) -> int:
     os.dup2(out, 2)
     code = 1
     try:
-        code = _test(place, tests)
+        code = _test(place, tests, keep)
     except BaseException:  # a fork must never come back into the loop of its parent
         traceback.print_exc()
     finally:
@@ -257,7 +263,7 @@ def begin(place: Path, tests: Tests) -> int:
         os._exit(code)
 
 
-def _test(place: Path, tests: Tests) -> int:
+def _test(place: Path, tests: Tests, keep: bool) -> int:
     import pytest
 
     os.chdir(place)
@@ -272,7 +278,8 @@ def _test(place: Path, tests: Tests) -> int:
     sys.path[:0] = [str(place)]
     for name in [n for n in sys.modules if n.split(".")[0] in ("ffalora_jax", "tests")]:
         del sys.modules[name]
-    sys.dont_write_bytecode = True
+    sys.dont_write_bytecode = not keep
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # a plugin would be compiled anew each time
     return int(pytest.main(["-x", "--rootdir", str(place), *tests.words]))
 
 
