@@ -79,8 +79,7 @@ def _scaled_sum(losses, gradients, *, is_real, clip_norm) -> tuple[Tree, ClipFac
     gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
     norms = jax.vmap(optax.tree.norm)(gradients)
     kept = is_real & jnp.isfinite(norms)
-    scale = jnp.minimum(1.0, clip_norm / jnp.where(norms > 0, norms, 1.0))
-    scale = jnp.where(kept, scale, 0.0)
+    scale = scale_of(kept, norms, clip_norm)
 
     def total(leaf):
         # The scale alone would not do: 0 * nan is nan.
@@ -89,6 +88,11 @@ def _scaled_sum(losses, gradients, *, is_real, clip_norm) -> tuple[Tree, ClipFac
         return jnp.einsum("e,e...->...", scale, finite, precision=jax.lax.Precision.HIGHEST)
 
     return jax.tree.map(total, gradients), facts_of(is_real, kept, norms, losses, clip_norm)
+
+
+def scale_of(kept, norms, clip_norm) -> Float[Array, " example"]:
+    """Returns min(1, C / norm) of the examples that are kept and 0 of the others; 1 where C is infinite."""
+    return jnp.where(kept, 1.0 / jnp.maximum(norms / clip_norm, 1.0), 0.0)
 
 
 def facts_of(is_real, kept, norms, losses, clip_norm) -> ClipFacts:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ffalora_jax import adapters as leaves
-from ffalora_jax.clipping import ClipFacts, facts_of
+from ffalora_jax.clipping import ClipFacts, facts_of, scale_of
 from ffalora_jax.cohort import Batch, ClientData, longest_first
 from ffalora_jax.detours import EXACT, Pair, ones_beside
 from ffalora_jax.lora import LoraModel
@@ -102,7 +102,7 @@ def packed_clipped_sum(
         pairs = _pairs(model, adapters, trained, given, slopes)
         norms = jnp.sqrt(_squared_norms(pairs, packed))
         kept = here & jnp.isfinite(norms) & jnp.isfinite(losses)
-        scale = jnp.where(kept, jnp.minimum(1.0, clip_norm / jnp.where(norms > 0, norms, 1.0)), 0.0)
+        scale = scale_of(kept, norms, clip_norm)
         total = {
             layer: {
                 name: _weighted(several, scale, packed).reshape(trained[layer][name].shape)
