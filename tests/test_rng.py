@@ -33,8 +33,22 @@ def test_all_64_bits_of_the_noise_seed_count():
     assert len({bits(rng.secret_root(seed)) for seed in seeds}) == len(seeds)
 
 
-def test_fresh_noise_seeds_do_not_repeat():
+def test_fresh_noise_seeds_do_not_repeat_and_have_64_bits(monkeypatch):
     assert len({rng.fresh_noise_seed() for _ in range(100)}) == 100
+    monkeypatch.setattr(rng.secrets, "randbits", lambda count: count)
+    assert rng.fresh_noise_seed() == 64
+
+
+def test_every_published_result_begins_with_these_keys():
+    public, secret = rng.public_root(7), rng.secret_root(7)
+    stream = rng.stream(public, rng.Purpose.NOISE, 1, 2, 3)
+    assert [jax.random.key_data(key).tolist() for key in (public, secret, stream)] == [
+        [2717258299, 2589057937],
+        [2739486391, 2452007987],
+        [3459983013, 476821789],
+    ]
+    host = rng.numpy_rng(7, rng.Purpose.SPLIT, 2).integers(0, 2**32, 3)
+    assert host.tolist() == [2770767165, 1252094036, 2233310500]
 
 
 def test_streams_are_the_same_under_vmap_as_in_a_loop():
