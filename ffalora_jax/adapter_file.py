@@ -23,6 +23,7 @@ from ffalora_jax.peft_names import PREFIX, names_of
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundState
 from ffalora_jax.types import Adapters, Tree
+from ffalora_jax.warm_start import facts_for_later
 
 ADAPTER, LEAVES = peft_io.WEIGHTS, "leaves.safetensors"
 FACTS = "run.json"
@@ -30,8 +31,17 @@ PERSONAL, CLIENTS = "personal", "clients.json"
 """Folder beside the adapter's with the leaves that stay at their client, and the clients' names there."""
 
 
-def save_adapter(folder: Path, run: Prepared, state: RoundState) -> None:
-    """Writes what the server knows (the frozen factor included) and, apart, what stays at each client."""
+def save_adapter(
+    folder: Path, run: Prepared, state: RoundState, privacy: dict[str, Any] | None = None
+) -> None:
+    """Writes what the server knows (the frozen factor included) and, apart, what stays at each client.
+
+    Args:
+        folder: the adapter's; what stays at clients goes beside it.
+        run: of which it is the result.
+        state: the last one.
+        privacy: content of privacy.json, so that a run that starts from here knows what it has cost.
+    """
     shared = leaves.merge(run.frozen.adapters, state.adapters)
     in_peft = not peft_io.why_not(run.loaded, run.model, shared)
     folder.mkdir(exist_ok=True)
@@ -46,6 +56,7 @@ def save_adapter(folder: Path, run: Prepared, state: RoundState) -> None:
         names = json.dumps(list(run.train_names), indent=2) + "\n"
         write_atomically(own / CLIENTS, names, mode=0o600)
     facts = _facts(run, "peft" if in_peft else "leaves", "head" in shared)
+    facts |= {} if privacy is None else facts_for_later(run.experiment, privacy)
     write_atomically(folder / FACTS, json.dumps(facts, indent=2) + "\n")
 
 

@@ -87,7 +87,7 @@ class Book:
                     "bytes_up": sent,
                     "bytes_down": received,
                     "seconds": seconds,
-                    **simulated(self.run, took_part, up, down),
+                    **simulated(self.run, took_part, up, down, late),
                     "participants": took_part.tolist(),
                     **({} if infos.late is None else {"late": late.tolist()}),
                     "update_norm": float(infos.update_norm[index]),
@@ -222,15 +222,16 @@ def _watched(infos: RoundInfo, index: int) -> dict[str, float]:
     return {name: float(np.asarray(leaf)[index]) for name, leaf in (infos.monitor or {}).items()}
 
 
-def simulated(run: Prepared, took_part: np.ndarray, up, down) -> dict[str, Any]:
-    """Returns what the round took on the sites' machines and links, and who came last.
+def simulated(run: Prepared, took_part: np.ndarray, up, down, late: np.ndarray) -> dict[str, Any]:
+    """Returns what the round took on the sites' machines and links, and who came last, too late or not.
 
     A round in which somebody who was asked is missing lasts until the deadline (told for cohorts of a fixed
     size; of a Poisson draw nobody knows here who was asked).
     """
     if run.sites is None:
         return {}
-    total = times_of(run.sites, run.step_flops, up, down).total[took_part]
+    each = times_of(run.sites, run.step_flops, up, down).total
+    total, waited_for = each[took_part], np.concatenate([took_part, late])
     deadline, settings = run.experiment.sites.deadline, run.settings
     wanted = settings.cohort_size if settings.cohort_sampling == "fixed" else 0
     if settings.presence is not None and settings.presence.wanted is not None:
@@ -239,7 +240,7 @@ def simulated(run: Prepared, took_part: np.ndarray, up, down) -> dict[str, Any]:
     seconds = float(total.max()) if total.size else 0.0
     if deadline is not None and waited:
         seconds = deadline  # somebody was still expected
-    slowest = int(took_part[int(total.argmax())]) if total.size else None
+    slowest = int(waited_for[each[waited_for].argmax()]) if waited_for.size else None
     return {"simulated_seconds": seconds, "slowest": slowest}
 
 

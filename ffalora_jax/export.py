@@ -90,6 +90,7 @@ def export_run(
             else:
                 write_peft(new, files)
             facts = _facts(run, out, files, merge, client)
+            facts = facts._replace(member=member if run.ready.lora.members > 1 else None)
             (new / "README.md").write_text(card(facts), encoding="utf-8")
             said = facts_for_later(run.experiment, run.privacy)
             said = json.dumps({"class_names": facts.class_names, **said})
@@ -132,7 +133,9 @@ def _leaves_of(ready: Ready, client: str | None, merge: bool) -> Adapters:
         return client_adapters(ready.state, ready.client_names.index(client))
     adapters, personal = ready.state.adapters, jax.tree.leaves(ready.state.personal)
     if personal and (merge or peft_io.why_not(ready.loaded, ready.lora, adapters)):
-        raise InputError(f"This run has leaves that stay at the clients: --client, one of {there}.")
+        raise InputError(
+            f"This run has leaves that stay at the clients: give --client, one of {there}."
+        )
     return adapters
 
 
@@ -141,9 +144,10 @@ def _member_of(adapters: Adapters, members: int, member: int | None) -> Adapters
     if members == 1 and member in (None, 0):
         return adapters
     if member is None or not 0 <= member < members:
+        got = "" if member is None else f", got {member}"
         raise InputError(
-            f"This run has {members} members, and a checkpoint holds one: --member 0 to {members - 1}, got "
-            f"{member}. metrics.jsonl says which did best on the validation part (not private)."
+            f"This run has {members} members, and a checkpoint holds one: give --member 0 to {members - 1}"
+            f"{got}. metrics.jsonl says which did best on the validation part (not private)."
         )
     return jax.tree.map(lambda leaf: leaf[member], adapters)
 

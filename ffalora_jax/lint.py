@@ -195,12 +195,13 @@ def _personal_heads(run: Prepared) -> list[Finding]:
     personal = {name for found in run.state.personal.values() for name in found}
     if not (personal and run.plan.unit == "client"):
         return []
-    what = "heads" if personal <= set(HEAD_LEAVES) else "leaves"
+    heads = personal <= set(HEAD_LEAVES)
+    what, way = ("heads", "Set model.head = trained") if heads else ("leaves", "Take ffa_lora")
     return [
         Finding(
             "personal-outside-the-noise",
             f"Personal {what} stay at their site and get no noise under this mechanism: a site that hands "
-            "its model on is not protected. Set model.head = 'trained', or take dp_sgd.",
+            f"its model on is not protected. {way}, or dp_sgd.",
             "design of DP-FedAvg: McMahan et al. 2018, arXiv:1710.06963",
         )
     ]

@@ -130,6 +130,8 @@ class Run:
     def _client_index(self, client: str | None) -> int:
         model = self.ready
         if not jax.tree.leaves(model.state.personal):
+            if client is not None:
+                raise InputError("All clients of this run have one model: leave --client away.")
             return 0
         if client not in model.client_names:
             raise InputError(

@@ -134,7 +134,8 @@ def train(
         book.complete(computation.figures())
     agreed(0)
     book.write(done)
-    save_adapter(folder.path / "adapter", run, computation.state)
+    spent = folder.read_json("privacy.json")
+    save_adapter(folder.path / "adapter", run, computation.state, spent)
     finished = load_run(folder.path, run.loaded.model if run.loaded.own else None)
     if finished.metrics:
         write_report([finished], folder.report)

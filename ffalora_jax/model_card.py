@@ -37,6 +37,8 @@ class Facts(NamedTuple):
     num_clients: int
     client: str | None
     """Whose personal leaves are in it."""
+    member: int | None = None
+    """Which one of an ensemble it is, from 0."""
 
 
 def card(facts: Facts) -> str:
@@ -182,6 +184,10 @@ def _front(facts: Facts) -> list[str]:
 
 def _table(facts: Facts) -> list[str]:
     method, test = facts.settings.method, facts.metrics.get("test_accuracy")
+    if facts.member is not None:
+        test = facts.metrics.get("members", {}).get("test_accuracy", {facts.member: None})[
+            facts.member
+        ]
     rows = {
         "base model": text(facts.base),
         "method": f"{text(method.name)} ({text(facts.method_sentence)})",
@@ -192,6 +198,8 @@ def _table(facts: Facts) -> list[str]:
     }
     if facts.class_names:
         rows["classes"] = ", ".join(map(text, facts.class_names))
+    if facts.member is not None:
+        rows["member"] = f"{facts.member} (from 0) of {facts.settings.ensemble.members}"
     if facts.client is not None:
         rows["personal part of"] = text(facts.client)
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]

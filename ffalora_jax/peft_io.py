@@ -154,10 +154,12 @@ def read_peft(folder: str | Path) -> PeftAdapter:
     try:
         config = from_json((folder / CONFIG).read_bytes())
     except OSError as error:
-        raise InputError(
-            f"Cannot read {folder / CONFIG} ({error.strerror}): give a folder that PEFT saved, with "
-            f"{CONFIG} and {WEIGHTS}."
-        ) from None
+        own = folder / "adapter"
+        hint = (
+            f"this is a run, give {own}" if own.is_dir() else "give a folder that PEFT saved, with "
+        )
+        hint += "" if own.is_dir() else f"{CONFIG} and {WEIGHTS}"
+        raise InputError(f"Cannot read {folder / CONFIG} ({error.strerror}): {hint}.") from None
     except ValueError as error:
         raise InputError(f"{folder / CONFIG} is not JSON ({error}).") from None
     refuse_config(config, folder)

@@ -104,6 +104,10 @@ def privacy(
     """The content of privacy.json after so many rounds."""
     settings, plan = run.experiment.privacy, run.plan
     spent = plan.largest_spent(rounds_done) if plan.unit else None
+    start = started_from(run.experiment, plan.unit, spent, settings.delta)
+    why_not = start["no_sum"] if start else ""
+    own = " But for the leaves that stay at the clients, which get no noise: they are theirs alone."
+    kept = plan.unit == "client" and bool(jax.tree.leaves(run.state.personal))
     clients, sizes = {}, np.asarray(run.data.sizes)
     for (sampling, noise_multiplier, local_steps), alike in plan.kinds.items():
         epsilon = None if plan.unit is None else plan.spent(alike[0], rounds_done)
@@ -125,12 +129,12 @@ def privacy(
         "unit": plan.unit,
         "neighbours": plan.neighbours,
         "trust_model": _trust_model(run),
-        "statement": run.mechanism.statement,
+        "statement": run.mechanism.statement + own * kept,
         "mechanism": settings.mechanism,
         "accountant": settings.accountant if plan.unit else None,
         "delta": settings.delta if plan.unit else None,
         "epsilon": spent,
-        "started_from": started_from(run.experiment, plan.unit, spent, settings.delta),
+        "started_from": start,
         "budget": settings.budget if plan.unit else None,
         "clip_norm": settings.clip_norm if plan.unit else None,
         "schedules": {
@@ -142,8 +146,8 @@ def privacy(
         "stopped_at_budget": plan.rounds_within_budget <= rounds_done < planned_rounds,
         "num_clients": len(plan.clients),
         "clients": listed(run.train_names, [clients[k] for k in range(len(plan.clients))]),
-        "releasable": bool(plan.unit) and not given_noise_seed,
-        "release_note": _release_note(plan.unit, given_noise_seed),
+        "releasable": bool(plan.unit) and not given_noise_seed and not why_not,
+        "release_note": _release_note(plan.unit, given_noise_seed, why_not),
         "not_protected": [
             *(NOT_PROTECTED if plan.unit != "client" else NOT_PROTECTED_CLIENTS),
             *(["the examples of partition.public_site"] if len(run.owners.public) else []),
@@ -270,9 +274,11 @@ def message_bytes(run: Prepared, round_index: int = 0, missed: int = 1, uploads:
     return bytes_of(*facts, run.server.compression, controls, missed)
 
 
-def _release_note(unit: str | None, given_noise_seed: bool) -> str:
+def _release_note(unit: str | None, given_noise_seed: bool, why_not: str = "") -> str:
     if unit is None:
         return "no privacy is claimed: treat the adapter like the data"
+    if why_not:
+        return f"{why_not}: there is no epsilon for the adapter as a whole; treat it like the data"
     if given_noise_seed:
         return (
             "reproducible, not releasable: the noise seed was given by hand, and whoever knows it can take "

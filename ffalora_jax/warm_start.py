@@ -5,7 +5,6 @@ theorem 3.16), an upper bound whatever the mechanisms, of one unit. Data are tol
 by a hash of the examples: that, published, would confirm a guess of them.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,10 @@ FACTS, PRIVACY = "run.json", "privacy.json"
 
 
 def trained_on(experiment: Experiment) -> dict[str, Any]:
-    """Returns what tells whose examples a run saw: settings of data and split, paths by their last name."""
-    data = dataclasses.asdict(experiment.data)
-    if data.get("path"):
-        data["path"] = Path(data["path"]).name
-    return {
-        "data": data,
-        "partition": dataclasses.asdict(experiment.partition),
-        "seed": experiment.seed,
-    }
+    """Returns what tells whose examples a run saw: the data's name, a path's last part, and the seed."""
+    path = experiment.data.path
+    data = {"name": experiment.data.name, "path": path and Path(path).name}
+    return {"data": data, "seed": experiment.seed}
 
 
 def facts_for_later(experiment: Experiment, privacy: dict[str, Any]) -> dict[str, Any]:
@@ -57,11 +51,12 @@ def started_from(
     found = {name: said["privacy"][name] for name in ("unit", "epsilon", "delta")}
     found |= {"same_data": bool(spent), "epsilon_in_all": None, "delta_in_all": None, "no_sum": ""}
     found["bills"] = bills
-    if unit is None or epsilon is None or delta is None or not spent:
+    if not spent:
         return found
     units = {one["unit"] for one in spent}
-    if None in units:
-        found["no_sum"] = "the start was trained on these data without privacy"
+    if None in units or unit is None or epsilon is None or delta is None:
+        who = "this run" if unit is None else "what it started from"
+        found["no_sum"] = f"{who} was trained on the same data without privacy"
     elif units != {unit}:
         found["no_sum"] = (
             f"the start protects one {' and one '.join(sorted(units))}, this run one {unit}, and epsilons of "

@@ -131,6 +131,10 @@ def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(
     assert cli.main(["export", str(run.path), str(tmp_path / "none")]) == 2
     assert "--member 0 to 1" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+    assert cli.main(["export", str(run.path), str(tmp_path / "one"), "--member", "1"]) == 0
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert f"| test accuracy, all clients | {found['test_accuracy'][1]:.4f} |" in card
+    assert "| member | 1 (from 0) of 2 |" in card
 
 
 def test_with_a_public_site_members_are_chosen_by_it_and_nobody_trains_on_it():

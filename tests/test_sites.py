@@ -139,6 +139,16 @@ def test_late_uploads_are_dropped_and_the_round_ends_at_the_deadline(tmp_path):
     )
 
 
+def test_who_is_waited_for_in_vain_came_last(tmp_path):
+    experiment = prepared().experiment.replace(rounds=1, evaluate_every=1)
+    experiment = experiment.replace(
+        **{"sites.speed": "0.01, 1, 1, 1000", "sites.up": "100", "sites.deadline": 1.0}
+    )
+    line = ffa.simulate(experiment, out=tmp_path / "run").metrics[0]
+    assert 0 not in line["participants"]
+    assert line["slowest"] == 0
+
+
 def test_of_more_than_wanted_the_first_to_come_are_taken():
     base = prepared(clients=4, cohort_size=2)
     run = with_sites(base, over_select=2.0, up="1, 4, 2, 8")

@@ -6,6 +6,7 @@ import pytest
 
 import ffalora_jax as ffa
 from ffalora_jax import export, lint, warm_start
+from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import from_table
 from ffalora_jax.loaded_run import load_run
 from ffalora_jax.prepare import prepare
@@ -54,10 +55,30 @@ def test_on_the_same_data_the_two_epsilons_and_deltas_are_added(place, experimen
     assert "privacy.json adds the two up" in rules["start-taken-as-public"]
 
 
+@pytest.mark.thorough
+def test_the_adapter_of_a_run_folder_tells_its_cost_as_an_exported_one_does(
+    place, experiment, first
+):
+    """It is the folder that is handed on; and what was trained without privacy has no epsilon later."""
+    start = {"method.start": str(first.path / "adapter")}
+    again = ffa.simulate(experiment.replace(**start), columns(), out=place / "from-run")
+    assert again.privacy["started_from"]["epsilon_in_all"] > first.epsilon
+    without = experiment.replace(**start, **{"privacy.mechanism": "none"})
+    opened = ffa.simulate(without, columns(), out=place / "opened")
+    start = {"method.start": str(opened.path / "adapter")}
+    last = ffa.simulate(experiment.replace(**start), columns(), out=place / "last")
+    found = last.privacy["started_from"]
+    assert found["epsilon_in_all"] is None
+    assert "without privacy" in found["no_sum"]
+    assert not last.privacy["releasable"]
+    assert "without privacy" in last.privacy["release_note"]
+    with pytest.raises(InputError, match=r"this is a run, give .*adapter"):
+        prepare(experiment.replace(**{"method.start": str(first.path)}), columns())
+
+
 def test_a_setting_that_an_older_adapter_does_not_know_of_makes_no_other_data(experiment):
     now = warm_start.trained_on(experiment)
-    older = {**now, "partition": dict(now["partition"])}
-    del older["partition"]["public_site"]
+    older = {**now, "partition": {"name": "iid"}, "data": {**now["data"], "text": "text"}}
     assert warm_start._same(older, now)
 
 
