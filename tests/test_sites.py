@@ -142,7 +142,7 @@ def test_late_uploads_are_dropped_and_the_round_ends_at_the_deadline(tmp_path):
 def test_who_is_waited_for_in_vain_came_last(tmp_path):
     experiment = prepared().experiment.replace(rounds=1, evaluate_every=1)
     experiment = experiment.replace(
-        **{"sites.speed": "0.01, 1, 1, 1000", "sites.up": "100", "sites.deadline": 1.0}
+        **{"sites.speed": "0.0001, 1, 1, 1000", "sites.up": "100", "sites.deadline": 1.0}
     )
     line = ffa.simulate(experiment, out=tmp_path / "run").metrics[0]
     assert 0 not in line["participants"]
