@@ -23,17 +23,14 @@ from ffalora_jax.peft_names import PREFIX, names_of
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.round import RoundState
 from ffalora_jax.types import Adapters, Tree
-from ffalora_jax.warm_start import facts_for_later
+from ffalora_jax.warm_start import FACTS, facts_for_later
 
 ADAPTER, LEAVES = peft_io.WEIGHTS, "leaves.safetensors"
-FACTS = "run.json"
 PERSONAL, CLIENTS = "personal", "clients.json"
 """Folder beside the adapter's with the leaves that stay at their client, and the clients' names there."""
 
 
-def save_adapter(
-    folder: Path, run: Prepared, state: RoundState, privacy: dict[str, Any] | None = None
-) -> None:
+def save_adapter(folder: Path, run: Prepared, state: RoundState, privacy: dict[str, Any]) -> None:
     """Writes what the server knows (the frozen factor included) and, apart, what stays at each client.
 
     Args:
@@ -56,7 +53,7 @@ def save_adapter(
         names = json.dumps(list(run.train_names), indent=2) + "\n"
         write_atomically(own / CLIENTS, names, mode=0o600)
     facts = _facts(run, "peft" if in_peft else "leaves", "head" in shared)
-    facts |= {} if privacy is None else facts_for_later(run.experiment, privacy)
+    facts |= facts_for_later(run.experiment, privacy)
     write_atomically(folder / FACTS, json.dumps(facts, indent=2) + "\n")
 
 

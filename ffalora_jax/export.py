@@ -17,7 +17,7 @@ from ffalora_jax.adapter_file import FACTS, write_head, write_peft
 from ffalora_jax.cli_privacy import parser_of
 from ffalora_jax.config import MethodConfig
 from ffalora_jax.detours import whole_a, widened
-from ffalora_jax.errors import InputError, nearest
+from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import client_adapters
 from ffalora_jax.freezing import method_of
 from ffalora_jax.loaded_run import Ready, Run, load_run
@@ -89,8 +89,7 @@ def export_run(
                 write_head(new, files)
             else:
                 write_peft(new, files)
-            facts = _facts(run, out, files, merge, client)
-            facts = facts._replace(member=member if run.ready.lora.members > 1 else None)
+            facts = _facts(run, out, files, merge, client, member)
             (new / "README.md").write_text(card(facts), encoding="utf-8")
             said = facts_for_later(run.experiment, run.privacy)
             said = json.dumps({"class_names": facts.class_names, **said})
@@ -123,20 +122,11 @@ def _plain_lora(
 
 def _leaves_of(ready: Ready, client: str | None, merge: bool) -> Adapters:
     """Returns the server's leaves with those of a client, if one is named."""
-    there = ", ".join(ready.client_names)
-    if client is not None and not ready.client_names:
-        raise InputError("All clients of this run have one model: leave --client away.")
-    if client is not None and client not in ready.client_names:
-        hint = nearest(client, ready.client_names)
-        raise InputError(f"No client {client!r} in this run: there are {there}.{hint}")
-    if client is not None:
-        return client_adapters(ready.state, ready.client_names.index(client))
-    adapters, personal = ready.state.adapters, jax.tree.leaves(ready.state.personal)
-    if personal and (merge or peft_io.why_not(ready.loaded, ready.lora, adapters)):
-        raise InputError(
-            f"This run has leaves that stay at the clients: give --client, one of {there}."
-        )
-    return adapters
+    adapters = ready.state.adapters
+    needs_own = merge or peft_io.why_not(ready.loaded, ready.lora, adapters)
+    if client is None and not (ready.client_names and needs_own):
+        return adapters
+    return client_adapters(ready.state, ready.index_of(client))
 
 
 def _member_of(adapters: Adapters, members: int, member: int | None) -> Adapters:
@@ -153,14 +143,18 @@ def _member_of(adapters: Adapters, members: int, member: int | None) -> Adapters
 
 
 def _facts(
-    run: Run, out: Path, files: peft_io.PeftAdapter, merge: bool, client: str | None
+    run: Run,
+    out: Path,
+    files: peft_io.PeftAdapter,
+    merge: bool,
+    client: str | None,
+    member: int | None,
 ) -> Facts:
     loaded, names = run.ready.loaded, names_of(run.ready.loaded)
     is_folder = loaded.directory is not None and Path(loaded.source).is_dir()
     base = loaded.source
     if is_folder and not Path(base).is_absolute():
         base = os.path.relpath(base, out)  # the card's code runs in the folder of the card
-    personal = bool(jax.tree.leaves(run.ready.state.personal))
     method = method_of(run.experiment)
     return Facts(
         base=base,
@@ -178,5 +172,6 @@ def _facts(
         privacy=run.privacy,
         metrics=run.metrics[-1] if run.metrics else {},
         num_clients=run.privacy["num_clients"],
-        client=client if personal else None,
+        client=client,
+        member=member if run.ready.lora.members > 1 else None,
     )

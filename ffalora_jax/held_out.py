@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ffalora_jax import ensemble, rng
@@ -66,8 +65,8 @@ def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any
         return {}
     public = [run.owners.public] * len(run.owners.names)
     # Leaves that stay at clients are theirs without noise where the server adds it: then no choice is free.
-    hidden = run.plan.unit == "client" and bool(jax.tree.leaves(state.personal))
-    chosen_on = "public" if len(run.owners.public) and not hidden else "validation"
+    free = len(run.owners.public) and not run.keeps_unnoised
+    chosen_on = "public" if free else "validation"
     by = f"{chosen_on}_accuracy"
     found: dict[str, list[float]] = {by: [], "test_accuracy": []}
     for member in range(count):

@@ -192,9 +192,9 @@ def _tuning(run: Prepared) -> list[Finding]:
 
 
 def _personal_heads(run: Prepared) -> list[Finding]:
-    personal = {name for found in run.state.personal.values() for name in found}
-    if not (personal and run.plan.unit == "client"):
+    if not run.keeps_unnoised:
         return []
+    personal = {name for found in run.state.personal.values() for name in found}
     heads = personal <= set(HEAD_LEAVES)
     what, way = ("heads", "Set model.head = trained") if heads else ("leaves", "Take ffa_lora")
     return [

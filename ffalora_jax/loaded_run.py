@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -14,7 +13,7 @@ from ffalora_jax import lora
 from ffalora_jax.adapter_file import read_adapter, read_facts
 from ffalora_jax.client import Frozen
 from ffalora_jax.data import as_dataset
-from ffalora_jax.errors import InputError
+from ffalora_jax.errors import InputError, nearest
 from ffalora_jax.evaluate import client_adapters, make_predictor, softmax
 from ffalora_jax.load import encode, inject, load_model
 from ffalora_jax.pretrained import Loaded
@@ -128,17 +127,9 @@ class Run:
         return respond(model.frozen, adapters, list(prompts))
 
     def _client_index(self, client: str | None) -> int:
-        model = self.ready
-        if not jax.tree.leaves(model.state.personal):
-            if client is not None:
-                raise InputError("All clients of this run have one model: leave --client away.")
+        if client is None and not self.ready.client_names:
             return 0
-        if client not in model.client_names:
-            raise InputError(
-                f"This run has leaves that stay at each client: say whose with --client, one of "
-                f"{', '.join(model.client_names)}; got {client!r}."
-            )
-        return model.client_names.index(client)
+        return self.ready.index_of(client)
 
     @cached_property
     def ready(self) -> "Ready":
@@ -187,6 +178,22 @@ class Ready(NamedTuple):
     class_names: tuple[str, ...]
     client_names: tuple[str, ...]
     """Of those whose leaves stay with them; none where all have one model."""
+
+    def index_of(self, client: str | None) -> int:
+        """Returns the number of a client whose leaves stay with it.
+
+        Raises:
+            InputError: no client of that name, or one model for all.
+        """
+        there = self.client_names
+        if not there:
+            raise InputError("All clients of this run have one model: leave --client away.")
+        if client not in there:
+            raise InputError(
+                "This run has leaves that stay at each client: say whose with --client, one of "
+                f"{', '.join(there)}; got {client!r}.{nearest(client or '', there)}"
+            )
+        return there.index(client)
 
 
 def classify(

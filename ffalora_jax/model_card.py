@@ -37,7 +37,7 @@ class Facts(NamedTuple):
     num_clients: int
     client: str | None
     """Whose personal leaves are in it."""
-    member: int | None = None
+    member: int | None
     """Which one of an ensemble it is, from 0."""
 
 
@@ -184,10 +184,8 @@ def _front(facts: Facts) -> list[str]:
 
 def _table(facts: Facts) -> list[str]:
     method, test = facts.settings.method, facts.metrics.get("test_accuracy")
-    if facts.member is not None:
-        test = facts.metrics.get("members", {}).get("test_accuracy", {facts.member: None})[
-            facts.member
-        ]
+    if facts.member is not None and "members" in facts.metrics:
+        test = facts.metrics["members"]["test_accuracy"][facts.member]
     rows = {
         "base model": text(facts.base),
         "method": f"{text(method.name)} ({text(facts.method_sentence)})",

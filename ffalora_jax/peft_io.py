@@ -154,11 +154,9 @@ def read_peft(folder: str | Path) -> PeftAdapter:
     try:
         config = from_json((folder / CONFIG).read_bytes())
     except OSError as error:
-        own = folder / "adapter"
-        hint = (
-            f"this is a run, give {own}" if own.is_dir() else "give a folder that PEFT saved, with "
-        )
-        hint += "" if own.is_dir() else f"{CONFIG} and {WEIGHTS}"
+        hint = f"give a folder that PEFT saved, with {CONFIG} and {WEIGHTS}"
+        if (folder / "adapter").is_dir():
+            hint = f"this is a run, give {folder / 'adapter'}"
         raise InputError(f"Cannot read {folder / CONFIG} ({error.strerror}): {hint}.") from None
     except ValueError as error:
         raise InputError(f"{folder / CONFIG} is not JSON ({error}).") from None

@@ -90,6 +90,11 @@ class Prepared(NamedTuple):
         """Names of the clients that train (one where the data is pooled)."""
         return ("everyone",) if self.method.pooled else self.owners.names
 
+    @property
+    def keeps_unnoised(self) -> bool:
+        """Whether leaves stay at clients without noise, which is added to the sum of what is sent."""
+        return self.plan.unit == "client" and bool(jax.tree.leaves(self.state.personal))
+
     def local_update(self):
         """Returns the pure function of one client's part of a round."""
         watched, ensembled = self.experiment.monitor, self.experiment.ensemble

@@ -111,17 +111,14 @@ def presence_of(
         InputError: ranks that the method cannot mix; a deadline that nobody can keep.
     """
     config, whole = experiment.sites, experiment.method.rank
-    if (sites.rank < whole).any() and not method.mixed_ranks:
+
+    def own_ranks(sites):
+        return sites.rank if (sites.rank < whole).any() else None
+
+    if own_ranks(sites) is not None and not method.mixed_ranks:
         raise InputError(
             f"method.name {experiment.method.name!r} needs one rank at all sites, and sites.rank differs "
             "from method.rank: take hetlora, flexlora or flora, or leave sites.rank out."
-        )
-    cuts = (sites.rank < whole).any() or (config.adapt == "deadline" and method.mixed_ranks)
-    if cuts and registry.lookup("inits", experiment.method.init)().draw is None:
-        raise InputError(
-            f"method.init {experiment.method.init!r} takes both factors out of W, so that a site of lower "
-            "rank would begin without a part of W: take kaiming, gaussian, orthogonal or orthonormal with "
-            "sites.rank or sites.adapt."
         )
     rounds = _round_of_each_phase(method, experiment.rounds)
     messages = _Messages(method, adapters, slots, rounds, experiment)
@@ -129,7 +126,7 @@ def presence_of(
         assert config.deadline is not None
         if method.mixed_ranks:
             sites = _of_lower_rank(sites, flops_per_step, messages, config.deadline)
-        sent = messages.largest(sites.rank if (sites.rank < whole).any() else None)
+        sent = messages.largest(own_ranks(sites))
         sites = in_time(sites, flops_per_step, *sent, config.deadline)
     least = len(method.local_parts)
     if (sites.local_steps < least).any():
@@ -137,7 +134,14 @@ def presence_of(
             f"Expected at least {least} local steps at every site with method.name "
             f"{experiment.method.name!r}, got {int(sites.local_steps.min())}."
         )
-    sizes = messages.sizes(sites.rank if (sites.rank < whole).any() else None)
+    ranks = own_ranks(sites)
+    if ranks is not None and registry.lookup("inits", experiment.method.init)().draw is None:
+        raise InputError(
+            f"method.init {experiment.method.init!r} takes both factors out of W, so that a site of lower "
+            "rank would begin without a part of W: take kaiming, gaussian, orthogonal or orthonormal with "
+            "sites.rank or sites.adapt."
+        )
+    sizes = messages.sizes(ranks)
     seconds = np.stack([times_of(sites, flops_per_step, up, down).total for up, down in sizes])
     deadline = math.inf if config.deadline is None else config.deadline
     if seconds.min() > deadline:

@@ -29,10 +29,10 @@ from ffalora_jax.types import Adapters, Tree
 ROW_TOKENS, BLOCK_TOKENS = 48, 256
 """Tokens of a row (at least) and, on a CPU, of the rows that are computed at once."""
 
-CANCELLED, CANCELLED_BY_TOKEN = 2.0**-20, 2.0**-23
-"""Share of the tokens' own squares that is added to a squared norm, at least and for each token of a row:
-where tokens cancel one another, the rounding of the products is of their size and not of the sum's, and a
-norm too small would clip too little. Of T tokens the pairs' products are up to T times their own squares."""
+CANCELLED = 2.0**-23
+"""Share of the tokens' own squares added to a squared norm for each token of a row (48 and more): where
+tokens cancel one another, the rounding of the products is of their size and not of the sum's, and a norm too
+small would clip too little. Of T tokens the pairs' products are up to T times their own squares."""
 
 
 class Packing(NamedTuple):
@@ -158,7 +158,7 @@ def _squared_norms(
                 products += _products(left) * _products(right)
                 alone += jnp.sum(left**2, axis=-1) * jnp.sum(right**2, axis=-1)
     own = jnp.sum(jnp.where(packed.seen, products, 0.0), axis=-1)
-    share = max(CANCELLED, CANCELLED_BY_TOKEN * packed.owner.shape[-1])
+    share = CANCELLED * packed.owner.shape[-1]
     return jnp.maximum(by_slot + packed.totals(own), 0.0) + share * packed.totals(alone)
 
 

@@ -35,6 +35,9 @@ NOT_PROTECTED_CLIENTS = (
     *NOT_PROTECTED[3:],
 )
 """Where a whole client is protected, and it may not show that it was there."""
+THEIRS_ALONE = (
+    " But for the leaves that stay at the clients, which get no noise: they are theirs alone."
+)
 OF_CLIENTS = (
     "participants",
     "late",
@@ -106,8 +109,6 @@ def privacy(
     spent = plan.largest_spent(rounds_done) if plan.unit else None
     start = started_from(run.experiment, plan.unit, spent, settings.delta)
     why_not = start["no_sum"] if start else ""
-    own = " But for the leaves that stay at the clients, which get no noise: they are theirs alone."
-    kept = plan.unit == "client" and bool(jax.tree.leaves(run.state.personal))
     clients, sizes = {}, np.asarray(run.data.sizes)
     for (sampling, noise_multiplier, local_steps), alike in plan.kinds.items():
         epsilon = None if plan.unit is None else plan.spent(alike[0], rounds_done)
@@ -129,7 +130,7 @@ def privacy(
         "unit": plan.unit,
         "neighbours": plan.neighbours,
         "trust_model": _trust_model(run),
-        "statement": run.mechanism.statement + own * kept,
+        "statement": run.mechanism.statement + (THEIRS_ALONE if run.keeps_unnoised else ""),
         "mechanism": settings.mechanism,
         "accountant": settings.accountant if plan.unit else None,
         "delta": settings.delta if plan.unit else None,

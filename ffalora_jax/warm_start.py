@@ -11,7 +11,7 @@ from typing import Any
 from ffalora_jax.cache import from_json
 from ffalora_jax.config import Experiment
 
-FACTS, PRIVACY = "run.json", "privacy.json"
+FACTS = "run.json"
 
 
 def trained_on(experiment: Experiment) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def started_from(
     spent = [bill["privacy"] for bill in bills if _same(bill["trained_on"], now)]
     found = {name: said["privacy"][name] for name in ("unit", "epsilon", "delta")}
     found |= {"same_data": bool(spent), "epsilon_in_all": None, "delta_in_all": None, "no_sum": ""}
-    found["bills"] = bills
+    found |= {"bills": bills}
     if not spent:
         return found
     units = {one["unit"] for one in spent}

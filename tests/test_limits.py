@@ -12,8 +12,14 @@ from ffalora_jax.mechanisms import Schedule
 from ffalora_jax.prepare import prepare
 from tests.tiny_runs import tiny
 
-ONE_ROUND = {"rounds": 1, "evaluate_every": 1, "partition.name": "iid"}
-FEW = {**ONE_ROUND, "data.max_examples": None, "partition.num_clients": 2, "batch_size": 4}
+FEW = {
+    "rounds": 1,
+    "evaluate_every": 1,
+    "batch_size": 4,
+    "data.max_examples": None,
+    "partition.name": "iid",
+    "partition.num_clients": 2,
+}
 LONGEST = 8192
 
 

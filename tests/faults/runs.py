@@ -83,7 +83,10 @@ def differences(one: Path, other: Path) -> list[str]:
     """Names what two runs that should be the same do not share, bit for bit."""
     a, b = ffa.load_run(one), ffa.load_run(other)
     found = []
-    for file in sorted(x.relative_to(one) for x in one.glob("[ap]*/*.safetensors")):
+    folders = "adapter", "personal"
+    for file in sorted(
+        x.relative_to(one) for f in folders for x in (one / f).glob("*.safetensors")
+    ):
         mine, theirs = (load_file(run / file) for run in (one, other))
         if mine.keys() != theirs.keys() or any(
             not np.array_equal(mine[k], theirs[k], equal_nan=True) for k in mine
