@@ -1,4 +1,5 @@
-"""Every Python and every end of the version ranges: installed afresh, and the fast suite run there.
+"""Every Python and every end of the version ranges: installed afresh, and the fast suite run there,
+in random order.
 
 Claim: the suite passes on Python 3.11, 3.12 and 3.13 as constraints.txt has them, and on the lowest versions
 that pyproject.toml allows; the built wheel alone, outside the checkout, runs the quickstart.
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# In random order (pytest-randomly is installed), each case with a seed of its own, which it prints.
 SUITE = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--tb=short"]
 FACTS = "import sys, jax, flax, numpy; print(*sys.version.split()[:1], jax.__version__, flax.__version__)"
 LOWEST = "lowest"
@@ -56,7 +58,7 @@ def suite(case: str, place: Path, arguments: list[str]) -> str:
     # A copy: an editable install writes beside the sources, and the cases must not meet there.
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "runs")
     copy = shutil.copytree(ROOT, place / "code", ignore=ignored)
-    install(python, "-c", versions, "-e", f"{copy}[test]")
+    install(python, "-c", versions, "-e", f"{copy}[test]", "pytest-randomly")
     called = [python, "-m", "pytest", *SUITE, *arguments]
     subprocess.run(called, cwd=copy, check=True, env=clean() | {"FFALORA_SHARED": shared()})
     return f"passed with {facts(python, copy)}"
