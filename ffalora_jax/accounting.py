@@ -19,7 +19,7 @@ from ffalora_jax.errors import InputError, between, one_of, positive
 
 NEIGHBOURS = "add or remove one example (zero-out, the number of examples is public)"
 LEAST_NOISE = 0.1
-_COARSE, _FINE = (
+COARSE, FINE = (
     1e-3,
     1e-4,
 )  # PLD grid; any grid gives an upper bound, small epsilons want the fine one
@@ -125,15 +125,15 @@ def epsilon_of(
     Raises:
         InputError: a capped draw with RDP; a delta that PLD cannot resolve.
     """
-    _check(draw, delta, accountant)
+    check_draw(draw, delta, accountant)
     check_noise(noise_multiplier)
     kinds = _kinds(noise_multiplier, steps)
     if not kinds:
         return 0.0
     check_noise(min(noise for noise, _ in kinds))
-    value = _epsilon(draw, kinds, delta, accountant, _COARSE)
+    value = _epsilon(draw, kinds, delta, accountant, COARSE)
     if accountant == "pld" and value < 1:
-        value = _epsilon(draw, kinds, delta, accountant, _FINE)
+        value = _epsilon(draw, kinds, delta, accountant, FINE)
     return value
 
 
@@ -158,7 +158,7 @@ def noise_for(
     Raises:
         InputError: as ``epsilon_of``; an epsilon that no reasonable noise reaches.
     """
-    _check(draw, delta, accountant)
+    check_draw(draw, delta, accountant)
     positive(epsilon=epsilon)
     uncapped = draw._replace(capacity=None)
     smallest = min((f for f, _ in _kinds(1.0, steps)), default=1.0)
@@ -201,7 +201,8 @@ def trajectory(
     return found[::-1]
 
 
-def _check(draw: Sampling, delta: float, accountant: str) -> None:
+def check_draw(draw: Sampling, delta: float, accountant: str) -> None:
+    """Raises InputError for what an accountant cannot price."""
     one_of(("pld", "rdp"), accountant=accountant)
     between(0, 1, delta=delta)
     if accountant == "rdp" and draw.capacity is not None:
@@ -237,12 +238,12 @@ def _compute(draw, kinds, delta, accountant, interval) -> float:
         for noise, count in kinds:
             ledger.compose(dp_accounting.SelfComposedDpEvent(event_of(draw, noise), count))
         return float(ledger.get_epsilon(delta))
-    parts = [_base_pld(draw, noise, interval).self_compose(count) for noise, count in kinds]
+    parts = [base_pld(draw, noise, interval).self_compose(count) for noise, count in kinds]
     return float(functools.reduce(lambda a, b: a.compose(b), parts).get_epsilon_for_delta(delta))
 
 
 @functools.lru_cache(maxsize=32)
-def _base_pld(draw: Sampling, noise_multiplier: float, interval: float):
+def base_pld(draw: Sampling, noise_multiplier: float, interval: float):
     """The privacy loss of one step, from the same event that the plan hands out."""
     import dp_accounting
     from dp_accounting.pld import privacy_loss_distribution as pld

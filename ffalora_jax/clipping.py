@@ -70,7 +70,7 @@ def clipped_sum(
         own = clip_norm / math.sqrt(members)
         each = partial(_scaled_sum, losses, is_real=is_real, clip_norm=own)
         total, facts = jax.vmap(each, in_axes=1)(gradients)
-        return total, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), facts)
+        return total, jax.tree.map(jnp.mean, facts)
     return _scaled_sum(losses, gradients, is_real=is_real, clip_norm=clip_norm)
 
 
@@ -83,7 +83,8 @@ def _scaled_sum(losses, gradients, *, is_real, clip_norm) -> tuple[Tree, ClipFac
 
     def total(leaf):
         # The scale alone would not do: 0 * nan is nan.
-        finite = jnp.where(kept.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0.0)
+        here = kept.reshape(-1, *(1,) * (leaf.ndim - 1))
+        finite = jnp.where(here, leaf, jnp.zeros_like(leaf))
         # Accelerators round the inputs of a float32 product unless told not to: then C is overshot.
         return jnp.einsum("e,e...->...", scale, finite, precision=jax.lax.Precision.HIGHEST)
 
@@ -113,7 +114,7 @@ def clipped_sum_in_blocks(
     batch: Batch,
     clip_norm: float | Float[Array, ""],
     blocks: Blocks,
-    members: int = 1,
+    members: int,
 ) -> tuple[Tree, ClipFacts]:
     """Does ``clipped_sum`` over a draw, block by block, longest examples first.
 
@@ -121,7 +122,7 @@ def clipped_sum_in_blocks(
     static, and the trip count is what the draw filled, so unused capacity costs nothing; each block
     computes the narrowest of ``blocks.widths`` that holds its longest example.
     """
-    capacity = batch.rows.shape[-1]
+    (capacity,) = batch.rows.shape
     size = min(blocks.size, capacity)
     padding = -capacity % size
     batch = longest_first(batch, data.lengths)
@@ -133,21 +134,19 @@ def clipped_sum_in_blocks(
         examples = take(data, rows, width)
         return clipped_sum(example_loss, trained, examples, is_real, clip_norm, members)
 
-    only_one = len(blocks.widths) == 1
-    branches = [partial(at_width, None if only_one else width) for width in blocks.widths]
+    # The last width is the whole one, of images too, which have none to cut.
+    branches = [partial(at_width, width) for width in (*blocks.widths[:-1], None)]
 
     def one_block(index):
         here = jax.lax.dynamic_slice_in_dim(rows, index * size, size)
         real = jax.lax.dynamic_slice_in_dim(is_real, index * size, size)
         longest = jnp.max(jnp.where(real, data.lengths[here], 0))
-        if only_one:
-            return branches[0](here, real)
         return jax.lax.switch(jnp.sum(longest > widths), branches, here, real)
 
     if size == capacity:
         return one_block(0)
 
-    shapes = jax.eval_shape(one_block, 0)
+    shapes = jax.eval_shape(one_block, size)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     num_blocks = -(-jnp.sum(is_real) // size)
     return jax.lax.fori_loop(

@@ -20,9 +20,18 @@ def load_experiment(path: str | Path) -> Experiment:
     Raises:
         InputError: no such file, broken TOML (with the line), unknown setting, wrong type or value.
     """
+    return from_table(read_table(path), str(path))
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """Reads a TOML file as nested plain values.
+
+    Raises:
+        InputError: as ``load_experiment``.
+    """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise InputError(
             f"Cannot read experiment file {str(path)!r} ({error.strerror}): give the path of a "
@@ -32,15 +41,24 @@ def load_experiment(path: str | Path) -> Experiment:
         raise InputError(f"Broken TOML in {path}: {error}.") from None
     except RecursionError:
         raise InputError(f"Broken TOML in {path}: nested too deeply.") from None
-    return from_table(table, str(path))
 
 
 def from_table(table: dict[str, Any], where: str = "the experiment") -> Experiment:
     """Builds the checked experiment from nested plain values."""
-    return _build(Experiment, table, where, prefix="")
+    if "search" in table:
+        raise InputError(
+            f"{where} has a table [search], which is many runs: make them with `ffalora sweep`, or take the "
+            "table out."
+        )
+    return build(Experiment, table, where)
 
 
-def _build(cls, table: dict[str, Any], where: str, prefix: str):
+def build(cls: type, table: dict[str, Any], where: str, prefix: str = "") -> Any:
+    """Builds a config class from nested plain values.
+
+    Raises:
+        InputError: an unknown setting, or a value of another type.
+    """
     hints = settings(cls)
     values = {}
     for name, value in table.items():
@@ -51,9 +69,9 @@ def _build(cls, table: dict[str, Any], where: str, prefix: str):
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
                 raise InputError(f"Expected a table [{prefix + name}] in {where}, got {value!r}.")
-            values[name] = _build(kind, value, where, prefix=f"{prefix}{name}.")
+            values[name] = build(kind, value, where, prefix=f"{prefix}{name}.")
         else:
-            values[name] = _checked(kind, value, f"{prefix}{name}", where)
+            values[name] = checked(kind, value, f"{prefix}{name}", where)
     return cls(**values)
 
 
@@ -61,8 +79,12 @@ def _list(names) -> str:
     return f" There are: {', '.join(names)}."
 
 
-def _checked(kind, value, name: str, where: str):
-    """Returns the value if it has the setting's type; whole numbers pass for real ones."""
+def checked(kind: Any, value: Any, name: str, where: str) -> Any:
+    """Returns the value if it has the setting's type; whole numbers pass for real ones.
+
+    Raises:
+        InputError: it has another.
+    """
     if isinstance(kind, types.UnionType):
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -70,9 +92,11 @@ def _checked(kind, value, name: str, where: str):
     if kind is str and name == "client_chunk" and type(value) is int:
         return str(value)
     if typing.get_origin(kind) is dict:
+        if isinstance(value, dict) and typing.get_args(kind)[1] is Any:
+            return value
         if isinstance(value, dict):
             return {
-                key: _checked(float, item, f"{name}.{key}", where) for key, item in value.items()
+                key: checked(float, item, f"{name}.{key}", where) for key, item in value.items()
             }
         kind = dict
     if type(value) is not kind:
@@ -103,6 +127,30 @@ def settings(cls) -> dict[str, Setting]:
     return found
 
 
+def kind_of_setting(name: str) -> Any:
+    """Returns the type of a setting of an experiment, by its dotted name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    table, _, setting = name.rpartition(".")
+    known = settings(Experiment)
+    if table:
+        known = settings(known[table].kind) if table in known else {}
+    if setting not in known or dataclasses.is_dataclass(known[setting].kind):
+        every = {
+            f"{table}.{inner}"
+            for table, one in settings(Experiment).items()
+            if dataclasses.is_dataclass(one.kind)
+            for inner in settings(one.kind)
+        }
+        raise InputError(f"No setting {name!r}.{nearest(name, every | set(settings(Experiment)))}")
+    kind = known[setting].kind
+    if isinstance(kind, types.UnionType):
+        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+    return kind
+
+
 def to_toml(experiment: Experiment, comments: bool = False) -> str:
     """Writes an experiment as TOML; with comments, every setting is explained."""
     document = tomlkit.document()
@@ -113,6 +161,16 @@ def to_toml(experiment: Experiment, comments: bool = False) -> str:
         )
         document.add(tomlkit.nl())
     _write(document, experiment, comments)
+    return tomlkit.dumps(document)
+
+
+def search_toml(experiment: Experiment, search: Any) -> str:
+    """Writes an experiment with its table [search]."""
+    document = tomlkit.document()
+    _write(document, experiment, False)
+    table = tomlkit.table()
+    _write(table, search, False)
+    document.add("search", table)
     return tomlkit.dumps(document)
 
 

@@ -4,6 +4,7 @@ Part of ``prepare``, and of everything that takes a finished run up again.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -77,6 +78,65 @@ def _started(loaded: Loaded, folder: str) -> Loaded:
     both = f"{loaded.fingerprint} {peft_io.fingerprint(folder)}"
     digest = hashlib.sha256(both.encode()).hexdigest()
     return loaded._replace(start=start, fingerprint=digest)
+
+
+class Loader:
+    """Data sets, models and whatever follows from them, each made once for all runs that share it."""
+
+    def __init__(self, data: Any = None, model: nnx.Module | None = None):
+        self._data, self._model = data, model
+        self._kept: dict[tuple, Any] = {}
+
+    def once(self, name: tuple, make: Callable[[], Any]) -> Any:
+        """Returns what was made under that name, or makes it."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    def dataset(self, experiment: Experiment) -> Dataset:
+        """Does ``load_dataset``."""
+        name = "dataset", repr(experiment.data), experiment.seed
+        return self.once(name, lambda: load_dataset(experiment, self._data))
+
+    def model(self, experiment: Experiment, num_classes: int) -> Loaded:
+        """Does ``load_model``; what two seeds have in common is one array."""
+        if experiment.model.scan_layers:  # ``inject`` takes the blocks out of the module
+            return load_model(experiment, self._model, num_classes)
+        settings = repr(experiment.model), experiment.method.start, num_classes
+        others = [kept for name, kept in self._kept.items() if name[:4] == ("model", *settings)]
+        name = "model", *settings, experiment.seed
+        found = self.once(name, lambda: load_model(experiment, self._model, num_classes))
+        if others and found not in others:
+            mine, theirs = nnx.state(found.model), nnx.state(others[0].model)
+            nnx.update(found.model, jax.tree.map(one_if_same, mine, theirs))
+        return found
+
+    def encoded(self, experiment: Experiment, dataset: Dataset, loaded: Loaded) -> Encoded:
+        """Does ``encode``."""
+        name = "encoded", id(dataset), id(loaded.tokenizer), experiment.model.max_tokens
+        same = dataset, loaded.tokenizer  # kept, so that no other is given their ids
+        return self.once(
+            name, lambda: (encode(dataset, loaded, experiment.model.max_tokens), same)
+        )[0]
+
+
+def prefix_name(
+    experiment: Experiment, loaded: Loaded, rows: np.ndarray, examples: int, parts: bool
+) -> tuple:
+    """Names all that a kept prefix follows from."""
+    method = experiment.method
+    placed = method.layers, method.targets, method.exclude, method.name
+    inputs = repr(experiment.data), experiment.seed, repr(experiment.model), loaded.fingerprint
+    return "prefix", experiment.prefix_cache, *placed, *inputs, rows.tobytes(), examples, parts
+
+
+def one_if_same(mine, theirs):
+    """Returns the second array in place of the first where they hold the same."""
+    if mine is theirs or mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        return mine
+    if jnp.issubdtype(mine.dtype, jax.dtypes.prng_key):
+        return mine
+    return theirs if np.array_equal(np.asarray(mine), np.asarray(theirs)) else mine
 
 
 def encode(dataset: Dataset, loaded: Loaded, max_tokens: int) -> Encoded:

@@ -18,9 +18,7 @@ import numpy as np
 from flax import nnx
 
 from ffalora_jax import rng
-from ffalora_jax.adapter_file import save_adapter
-from ffalora_jax.book import Book
-from ffalora_jax.checkpoint import Checkpoints, Ledger
+from ffalora_jax.checkpoint import Ledger
 from ffalora_jax.config import Experiment
 from ffalora_jax.engine import Engine
 from ffalora_jax.evaluate import make_predictor
@@ -31,6 +29,7 @@ from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.mesh import num_shards, replicated
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.processes import from_first, text_from_first
+from ffalora_jax.record import Record
 from ffalora_jax.report import write_report
 from ffalora_jax.rng import Keys
 from ffalora_jax.round import RoundInfo, RoundState
@@ -98,49 +97,39 @@ def train(
     """Runs the rounds that are left, in calls of a few seconds, and writes what follows from them."""
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
     span = Span(ledger.rounds_done, last, ledger.noise_seed)
-    book = Book(run, folder, epsilons, ledger)
-    for text in book.warnings():
+    record = Record(run, folder, ledger, epsilons)
+    for text in record.book.warnings():
         observe(Event(f"warning: {text}"))
-    checkpoints = Checkpoints(folder.checkpoints)
     computation = _Computation(run, engine, span, state)
-    done, seconds_a_round = span.done, CALL_SECONDS
-    if not checkpoints.steps():
-        checkpoints.save(state, ledger)  # so that a stop in the first call can be resumed
+    seconds_a_round = CALL_SECONDS
+    record.begin(state)  # so that a stop in the first call can be resumed
+    planned = ledger.planned_rounds
     with stop_flag() as stopped:
-        observe(Event("rounds", done, ledger.planned_rounds, bytes_total=book.bytes_total))
-        while done < last and not stopped.is_set():
-            count = _rounds_now(run.experiment.evaluate_every, done, last, seconds_a_round)
+        observe(Event("rounds", span.done, planned, bytes_total=record.book.bytes_total))
+        while record.done < last and not stopped.is_set():
+            count = rounds_now(run.experiment.evaluate_every, record.done, last, seconds_a_round)
             begin = time.perf_counter()
             infos = computation.rounds(agreed(count))
             if jax.debug_nans.value:
-                stop_at_nans(run, infos, done)
+                stop_at_nans(run, infos, record.done)
             seconds_a_round = (time.perf_counter() - begin) / count
-            lines = book.lines(infos, done, count, seconds_a_round)
-            done += count
-            if done == last:
-                observe(Event("evaluating on the test part", done, ledger.planned_rounds))
-            lines[-1] |= computation.figures()
-            # What was spent is written first: after a crash it may say too much, never too little.
-            book.append(lines)
-            book.write(done)
-            ledger = ledger._replace(rounds_done=done, epsilon=book.spent(done))
-            checkpoints.save(computation.state, ledger)
-            sent = book.bytes_total - sum(line["bytes_up"] + line["bytes_down"] for line in lines)
+            lines = record.lines(infos, count, seconds_a_round)
+            if record.done == last:
+                observe(Event("evaluating on the test part", last, planned))
+            record.save(lines, computation.figures(), computation.state)
+            sent = record.book.bytes_total - sum(x["bytes_up"] + x["bytes_down"] for x in lines)
             for line in lines:
                 sent += line["bytes_up"] + line["bytes_down"]
-                observe(Event("rounds", line["round_index"] + 1, ledger.planned_rounds, line, sent))
-    checkpoints.close()
-    if span.done >= last and done:  # the last round was saved, but not all that follows from it
-        book.complete(computation.figures())
+                observe(Event("rounds", line["round_index"] + 1, planned, line, sent))
+    if span.done >= last and record.done:  # the last round was saved, but not all that follows
+        record.book.complete(computation.figures())
     agreed(0)
-    book.write(done)
-    spent = folder.read_json("privacy.json")
-    save_adapter(folder.path / "adapter", run, computation.state, spent)
+    record.end(computation.state)
     finished = load_run(folder.path, run.loaded.model if run.loaded.own else None)
     if finished.metrics:
         write_report([finished], folder.report)
-    if done < last:
-        raise Interrupted(folder.path, done)
+    if record.done < last:
+        raise Interrupted(folder.path, record.done)
     return finished
 
 
@@ -228,7 +217,8 @@ def _everywhere(run: Prepared, state: RoundState) -> RoundState:
     return dataclasses.replace(whole, personal=state.personal) if run.settings.by_slot else whole
 
 
-def _rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: float) -> int:
+def rounds_now(evaluate_every: int, done: int, last: int, seconds_a_round: float) -> int:
+    """Returns how many rounds a call makes: up to the next evaluation, and for a few seconds."""
     until_evaluation = evaluate_every - done % evaluate_every
     affordable = max(1, int(CALL_SECONDS / max(seconds_a_round, 1e-4)))
     return min(until_evaluation, last - done, affordable)

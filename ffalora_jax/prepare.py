@@ -33,7 +33,7 @@ from ffalora_jax.data import Dataset
 from ffalora_jax.deal import where_data_lies
 from ffalora_jax.freezing import method_of
 from ffalora_jax.initial import initial_state, memories, nobody_late, redraw
-from ffalora_jax.load import encode, inject, load_dataset, load_model, prompt_room
+from ffalora_jax.load import Loader, inject, prefix_name, prompt_room
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
@@ -128,8 +128,11 @@ def prepare(
     data: Any = None,
     model: nnx.Module | None = None,
     multipliers: Sequence[float] | None = None,
+    loader: Loader | None = None,
 ) -> Prepared:
     """Looks up, loads, splits, tokenises, calibrates. See ``simulate`` for the arguments.
+
+    With the ``loader`` of another run, in place of data and model, what both need is loaded once.
 
     Raises:
         InputError: anything about the experiment that cannot work.
@@ -141,7 +144,8 @@ def prepare(
     make_mechanism = registry.lookup("mechanisms", experiment.privacy.mechanism)
     options = experiment.optimizer
     optimizer = make_optimizer(options.name, options.learning_rate, options.options)
-    dataset = load_dataset(experiment, data)
+    loader = loader or Loader(data, model)
+    dataset = loader.dataset(experiment)
     check_classes(dataset)
     ensemble.check(experiment, method, init, dataset.kind)
     owners = partition.partition(dataset, experiment.partition, experiment.seed)
@@ -149,12 +153,12 @@ def prepare(
     expected = experiment.batch_size * (len(owners.train) if method.pooled else 1)
     check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
     cohort_size = cohort_size_of(experiment, len(rows), method)
-    loaded = load_model(experiment, model, dataset.num_classes)
+    loaded = loader.model(experiment, dataset.num_classes)
     injected = inject(experiment, loaded)
     rates = rates_of(experiment)
     noise = (1.0,) if rates is None else tuple(map(float, rates.noise))
     schedule = Schedule(experiment.rounds, experiment.local_steps, expected, noise)
-    encoded = encode(dataset, loaded, experiment.model.max_tokens)
+    encoded = loader.encoded(experiment, dataset, loaded)
     if dataset.kind == "instructions":
         prompt_room(loaded, experiment.model)  # found missing now, not after the last round
     begin = {} if loaded.start is None else loaded.start.adapters
@@ -203,15 +207,12 @@ def prepare(
             encoded, injected, plan.capacity, expected, choice.chunk, example_bytes
         )
     trained_on = np.unique(np.concatenate(rows))
-    prefix, prefix_note = kept_prefix(
-        experiment.prefix_cache,
-        injected,
-        frozen.backbone,
-        encoded,
-        trained_on,
-        schedule.steps * expected * cohort_size,
-        loaded.own,
-        settings.by_slot and settings.slots(1) < len(rows),
+    parts = settings.by_slot and settings.slots(1) < len(rows)
+    work = trained_on, schedule.steps * expected * cohort_size
+    seen = injected, frozen.backbone, encoded, *work, loaded.own, parts
+    prefix, prefix_note = loader.once(
+        prefix_name(experiment, loaded, *work, parts),
+        lambda: kept_prefix(experiment.prefix_cache, *seen),
     )
     whole = whole._replace(prefix=prefix)
     state = dataclasses.replace(

@@ -17,6 +17,7 @@ SHELVES = {
     "inits": "lora_init",
     "models": "models",
     "datasets": "data",
+    "searches": "search",
 }
 
 

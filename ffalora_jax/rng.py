@@ -37,6 +37,7 @@ class Purpose(enum.IntEnum):
     SITES = 16  # indices: what is drawn
     PRESENCE = 17  # indices: stretch of rounds
     ENSEMBLE = 18  # indices: member, from the second on
+    SEARCH = 19
     BATCH = 20  # indices: round, client, step
     NOISE = 21  # indices: round, client, step, leaf
     DROPOUT = 22  # indices: round, client, step, example, layer
@@ -48,6 +49,8 @@ class Purpose(enum.IntEnum):
     COMPRESSION = 28  # indices: round, client, leaf
     CANARY = 30  # indices: canary, leaf
     CANARY_COIN = 31
+    TRIAL_NOISE = 32  # indices: trial, repetition; of a search, the noise seed of one of its runs
+    NUM_TRIALS = 33
 
 
 class Keys(NamedTuple):
@@ -72,6 +75,13 @@ def secret_root(noise_seed: int) -> jax.Array:
     return jax.random.fold_in(
         jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32"), _SECRET_DOMAIN
     )
+
+
+def noise_seed_of(secret: int, *indices: int) -> int:
+    """Returns the noise seed of one of many runs that have a secret in common: 64 bits, each other ones."""
+    key = stream(secret_root(secret), Purpose.TRIAL_NOISE, *indices)
+    high, low = (int(word) for word in jax.random.bits(key, (2,), "uint32"))
+    return high << 32 | low
 
 
 def fresh_noise_seed() -> int:
@@ -101,5 +111,5 @@ def leaf(key: jax.Array, index: int | jax.Array) -> jax.Array:
 
 
 def numpy_rng(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
-    """Returns a host generator for public draws (partitions, splits, synthetic text)."""
+    """Returns a host generator for draws by a public seed (partitions, splits), or by a secret one."""
     return np.random.default_rng([seed, _PUBLIC_DOMAIN, int(purpose), *indices])

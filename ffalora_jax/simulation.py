@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from ffalora_jax import rng, run_log
+from ffalora_jax import run_log
 from ffalora_jax.adapter_file import FACTS
 from ffalora_jax.book import largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger, data_hash
@@ -15,7 +15,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.loop import Event, Observer, call_in, compiled, train
 from ffalora_jax.prepare import Prepared, prepare
-from ffalora_jax.run_facts import environment
+from ffalora_jax.record import new_folder
 from ffalora_jax.run_folder import RunFolder, check_free
 
 
@@ -49,32 +49,12 @@ def simulate(
     observe(Event("preparing data, model and noise"))
     call_in(experiment)
     run = prepare(experiment, data, model)
-    if run.plan.rounds_within_budget == 0:
-        raise InputError(
-            f"One round alone would pass the budget of epsilon {experiment.privacy.budget}: raise "
-            "privacy.epsilon or privacy.noise_multiplier."
-        )
-    given = experiment.noise_seed
-    noise_seed = rng.fresh_noise_seed() if given is None else given
+    check_affordable(run)
     # All that can fail comes before the folder: a refusal leaves nothing behind.
     epsilons = largest_epsilons(run, min(experiment.rounds, run.plan.rounds_within_budget))
     engine = compiled(run, observe)
-    folder = RunFolder.create(folder_path, experiment)
+    folder, ledger = new_folder(folder_path, engine.run, engine.compiled_bytes)
     with folder.held(), run_log.kept(folder.path):
-        folder.write_json(
-            "environment.json", environment(engine.run, given is not None, engine.compiled_bytes)
-        )
-        ledger = Ledger(
-            rounds_done=0,
-            planned_rounds=experiment.rounds,
-            budget=experiment.privacy.budget if run.plan.unit else None,
-            noise_multipliers=tuple(client.noise_multiplier for client in run.plan.clients),
-            epsilon=0.0 if run.plan.unit else None,
-            noise_seed=noise_seed,
-            experiment=folder.experiment_hash(),
-            weights=run.loaded.fingerprint,
-            data=data_hash(run.data),
-        )
         return train(run, folder, ledger, run.state, epsilons, engine, observe)
 
 
@@ -154,6 +134,15 @@ def _resume(
         return train(run, folder, ledger, state, epsilons, engine, observe)
 
 
+def check_affordable(run: Prepared) -> None:
+    """Raises InputError where not even one round keeps to the budget."""
+    if run.plan.rounds_within_budget == 0:
+        raise InputError(
+            f"One round alone would pass the budget of epsilon {run.experiment.privacy.budget}: raise "
+            "privacy.epsilon or privacy.noise_multiplier."
+        )
+
+
 def _nothing_saved(path: Path) -> str:
     if list(path.glob("checkpoints/broken-*")):
         return f"No checkpoint in {path} is whole: put the folder back from a copy, or start a new run."
@@ -209,6 +198,12 @@ def _prepared_again(
     )
     call_in(planned, ledger.noise_multipliers)
     run = prepare(planned, data, model, ledger.noise_multipliers)
+    check_unchanged(run, ledger, folder.path)
+    return run
+
+
+def check_unchanged(run: Prepared, ledger: Ledger, path: Path) -> None:
+    """Raises InputError unless weights and examples are those that a run began with."""
     if run.loaded.fingerprint != ledger.weights:
         raise InputError(
             f"The backbone (weights and config.json) has sha256 {run.loaded.fingerprint[:12]}..., the run "
@@ -216,10 +211,9 @@ def _prepared_again(
         )
     if data_hash(run.data) != ledger.data:
         raise InputError(
-            f"The training examples are not those that the run in {folder.path} began with: its noise and "
+            f"The training examples are not those that the run in {path} began with: its noise and "
             "its epsilon belong to them. Put the data back, or start a new run."
         )
-    return run
 
 
 def folder_of(name: str) -> Path:

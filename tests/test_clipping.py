@@ -147,13 +147,15 @@ def test_blocks_give_the_sum_of_the_whole_draw(key, size, widths, num_real):
     batch = Batch(jnp.arange(3, 10), jnp.arange(7) < num_real)
 
     def loss(trained, example):
-        return jnp.vdot(trained["w"], example.inputs["x"].sum() * jnp.ones(3)) + jnp.sum(
-            trained["w"] ** 2
-        )
+        width = example.inputs["x"].shape[0]
+        return jnp.vdot(trained["w"][:width], example.inputs["x"])
 
-    trained = {"w": jnp.ones(3)}
-    whole, facts = clipped_sum_in_blocks(loss, trained, data, batch, 2.0, Blocks(7, (8,)))
-    parts, more = clipped_sum_in_blocks(loss, trained, data, batch, 2.0, Blocks(size, widths))
+    trained = {"w": jnp.ones(8)}
+    whole, facts = clipped_sum_in_blocks(loss, trained, data, batch, 1.5, Blocks(7, (8,)), 1)
+    parts, more = clipped_sum_in_blocks(loss, trained, data, batch, 1.5, Blocks(size, widths), 1)
+    drawn = np.asarray(masked[3 : 3 + num_real])
+    lengths = np.maximum(np.linalg.norm(drawn, axis=1), 1.5)
+    np.testing.assert_allclose(whole["w"], np.sum(1.5 * drawn / lengths[:, None], 0), atol=1e-6)
     np.testing.assert_allclose(whole["w"], parts["w"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.array(facts), np.array(more), rtol=1e-5, atol=1e-6)
     assert float(more.num_real) == num_real

@@ -116,6 +116,14 @@ def test_epsilon_composes_over_all_rounds_and_steps():
     )
 
 
+def test_a_leaf_gets_the_normal_sample_of_its_own_key_times_the_stddev(key):
+    total = {"a": jnp.ones((2, 3)), "b": jnp.ones(4), "c": jnp.ones((2, 3))}
+    noised = add_noise(key, total, 2.0)
+    for index, name in enumerate(total):
+        sample = jax.random.normal(rng.leaf(key, index), total[name].shape)
+        np.testing.assert_allclose(noised[name], 1 + 2 * sample, rtol=1e-6)
+
+
 def test_a_budget_beside_given_noise_ends_the_run_in_time():
     plan = dp_sgd(epsilon=1.0).plan([300], Schedule(40, 3, EXPECTED), None)
     last = plan.rounds_within_budget

@@ -85,7 +85,8 @@ def padded(injected, frozen, trained, data, batch, clip_norm):
 
         return classification().loss(forward, example.inputs, example.labels)
 
-    return clipped_sum_in_blocks(loss, trained, data, batch, clip_norm, Blocks(CAPACITY, (TOKENS,)))
+    blocks = Blocks(CAPACITY, (TOKENS,))
+    return clipped_sum_in_blocks(loss, trained, data, batch, clip_norm, blocks, 1)
 
 
 def in_rows(injected, frozen, trained, data, batch, clip_norm, packing=None):

@@ -1,5 +1,7 @@
 """Gaussian noise on a tree, and how many rounds a budget pays for."""
 
+import bisect
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -36,14 +38,11 @@ def affordable_rounds(
     settings: PrivacyConfig,
 ) -> int:
     """Returns the most of the schedule's rounds that keep to the budget, by bisection."""
+    if settings.budget is None:
+        return schedule.rounds
 
-    def inside(count):
+    def spent(count):
         sums = schedule.sums(count, steps_a_round)
-        spent = accounting.epsilon_of(draw, noise_multiplier, sums, settings.delta)
-        return settings.budget is None or spent <= settings.budget
+        return accounting.epsilon_of(draw, noise_multiplier, sums, settings.delta)
 
-    low, high = 0, schedule.rounds
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if inside(middle) else (low, middle - 1)
-    return low
+    return bisect.bisect_right(range(1, schedule.rounds + 1), settings.budget, key=spent)

@@ -1,0 +1,149 @@
+"""What a search has cost: of all runs together, and of the best alone where a theorem covers it.
+
+Tuning on private data is not free: every run looks at them. If all may be given out, their noised sums
+compose. If the number of independent trials is secret and drawn by a law, giving out the best alone costs
+less; so it is for random search, whose trials do not depend on each other's results.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ffalora_jax import composition
+from ffalora_jax.accounting import Sampling
+from ffalora_jax.config_search import SearchConfig
+from ffalora_jax.errors import InputError
+
+COUNTED = (
+    "privacy.",
+    "batch_size",
+    "rounds",
+    "local_steps",
+    "cohort_",
+    "partition.",
+    "data.",
+    "sites.",
+)
+"""Settings, by how they begin, that change what a run costs."""
+SPLITS = ("partition.", "data.", "method.name", "batch_size")
+"""Settings, by how they begin, that may change whose an example is: one method pools all data."""
+SCORED_BY = (
+    "Choosing looks at validation examples without noise: they are outside the mechanism, and what is said "
+    "here protects training examples alone."
+)
+
+
+class Cost(NamedTuple):
+    """An epsilon, at a delta, and how it came about."""
+
+    epsilon: float | None
+    """None: nothing is promised, or it cannot be said."""
+    delta: float | None
+    how: str
+
+
+class Kind(NamedTuple):
+    """A client's noised sums in one run."""
+
+    draw: Sampling
+    noise_multiplier: float
+    steps: int
+
+
+def kinds_of(privacy: dict[str, Any]) -> list[Kind] | None:
+    """Reads what each client draws out of a run's privacy.json; None where that does not give its epsilon."""
+    found = []
+    for client in privacy["clients"]:
+        count = client.get("group_size", client["num_examples"])
+        count = privacy["num_clients"] if privacy["unit"] == "client" else count
+        draw = Sampling(count, client["sampling_probability"], client["capacity"])
+        steps = client.get("priced_steps", client["steps"])
+        found.append(Kind(draw, client["noise_multiplier"], steps))
+    try:
+        again = max(composition.epsilon_together([kind], privacy["delta"]) for kind in set(found))
+    except InputError:
+        return None
+    return found if math.isclose(again, privacy["epsilon"], rel_tol=2e-3) else None
+
+
+def of_all(runs: Sequence[dict[str, Any]], same_clients: bool) -> Cost:
+    """Returns the cost of giving out every run.
+
+    **Guarantee:** an upper bound for every example (or client). With the same split in all runs the sums of
+    each client compose. With other splits an example may be at another client in each: of a run, then, the
+    highest sampling probability, the least noise and the most steps of its clients are taken together.
+
+    Args:
+        runs: contents of privacy.json.
+        same_clients: whether all runs have the same split.
+    """
+    if not runs:
+        return Cost(0.0, None, "no run was made")
+    if any(run["unit"] is None for run in runs):
+        return Cost(None, None, "some runs promise no privacy, and so does the whole")
+    if len({run["unit"] for run in runs}) > 1:
+        return Cost(
+            None, None, "runs protect examples and whole clients: two promises, not one sum"
+        )
+    delta = max(run["delta"] for run in runs)
+    each = [kinds_of(run) for run in runs]
+    if any(kinds is None for kinds in each):
+        total = sum(run["epsilon"] for run in runs)
+        deltas = sum(run["delta"] for run in runs)
+        return Cost(
+            total, deltas, f"basic composition of {len(runs)} runs: epsilons and deltas added up"
+        )
+    kinds = [one for one in each if one is not None]
+    if same_clients and len({len(one) for one in kinds}) == 1:
+        per_client = {tuple(mine) for mine in zip(*kinds, strict=True)}
+        epsilon = max(composition.epsilon_together(mine, delta) for mine in per_client)
+        return Cost(epsilon, delta, f"{len(runs)} runs composed, client by client")
+    dearest = [_dearest(one) for one in kinds]
+    epsilon = composition.epsilon_together(dearest, delta)
+    return Cost(epsilon, delta, f"{len(runs)} runs composed, each at its clients' dearest")
+
+
+def _dearest(kinds: Sequence[Kind]) -> Kind:
+    """Returns one kind that costs at least what each of them does."""
+    draw = max((kind.draw for kind in kinds), key=lambda draw: draw.probability)
+    noise = min(kind.noise_multiplier for kind in kinds)
+    return Kind(draw, noise, max(kind.steps for kind in kinds))
+
+
+def of_the_best(search: SearchConfig, runs: Sequence[dict[str, Any]]) -> Cost:
+    """Returns the cost of giving out the best trial alone, with its settings, where a theorem says it."""
+    if search.trials_law == "fixed":
+        return Cost(
+            None,
+            None,
+            "giving out the best alone costs as much as all: the number of trials was fixed, or later ones "
+            "depended on earlier ones. With strategy random and search.trials_law poisson or geometric it "
+            "costs less",
+        )
+    varied = [name for name in search.over if name.startswith(COUNTED)]
+    if varied:
+        return Cost(
+            None, None, f"not covered: trials differ in what they cost ({', '.join(varied)})"
+        )
+    each = [kinds_of(run) for run in runs if run["unit"] is not None]
+    if not each or None in each or len(each) < len(runs):
+        return Cost(
+            None, None, "not covered: runs whose cost is no plain composition of their steps"
+        )
+    one = _dearest([_dearest(kinds) for kinds in each if kinds is not None])
+    delta = max(run["delta"] for run in runs)
+    law = one.draw, one.noise_multiplier, one.steps * search.seeds, delta, float(search.trials)
+    best = composition.epsilon_of_the_best(*law, search.trials_law)
+    if one.draw.capacity is not None and one.draw.capacity < best.capacity:
+        return Cost(
+            None,
+            None,
+            f"not covered with this cap on draws: with privacy.capacity {best.capacity} (which takes hardly "
+            f"more time) the best alone would cost epsilon {best.epsilon:.3g}",
+        )
+    return Cost(
+        best.epsilon,
+        delta,
+        f"a secret number of trials, {search.trials_law} with mean {search.trials}, independent of each "
+        "other, of which the best alone is given out (Papernot & Steinke 2022)",
+    )
