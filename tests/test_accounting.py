@@ -78,3 +78,52 @@ def test_no_step_costs_nothing():
 def test_deltas_that_promise_nothing_are_refused(delta):
     with pytest.raises(InputError):
         accounting.check_delta(delta, 400)
+
+
+def test_a_delta_is_judged_by_the_number_of_examples():
+    with pytest.raises(InputError, match=r"1 / 10000 = 1\.0e-04"):
+        accounting.check_delta(0.01, 10_000)
+    assert accounting.check_delta(0.0099, 10_000) is not None
+    assert "1 / 1000:" in str(accounting.check_delta(1e-3, 1000))
+    assert accounting.check_delta(0.9e-3, 1000) is None
+
+
+def test_noise_that_changes_is_priced_at_each_of_its_levels():
+    draw = accounting.sampling(400, 20)
+    half = accounting.epsilon_of(draw, 1.6, ((0.5, 10),), 1e-5)
+    assert half == accounting.epsilon_of(draw, 0.8, 10, 1e-5)
+    # The first level alone does not tell what both cost.
+    more, less = (
+        accounting.epsilon_of(draw, 1.6, ((0.5, 10), (1, count)), 1e-5) for count in (90, 10)
+    )
+    assert half < less < more < accounting.epsilon_of(draw, 0.8, 100, 1e-5)
+
+
+@pytest.mark.parametrize(("capacity", "too_little"), [(24, 1.06), (33, 1.004)])
+def test_a_tight_cap_is_reached_with_hardly_more_noise_than_it_takes(capacity, too_little):
+    draw = accounting.sampling(500, 16, capacity)
+    noise = accounting.noise_for(draw, 3.0, 30, 1e-5)
+    uncapped = accounting.noise_for(draw._replace(capacity=None), 3.0, 30, 1e-5)
+    assert 1.001 * uncapped < noise  # more was needed
+    assert accounting.epsilon_of(draw, noise, 30, 1e-5) <= 3.0
+    assert accounting.epsilon_of(draw, noise / too_little, 30, 1e-5) > 3.0
+
+
+def test_small_epsilons_are_computed_on_the_finer_grid(monkeypatch):
+    seen = []
+    whole = accounting._epsilon
+    monkeypatch.setattr(accounting, "_epsilon", lambda *a: seen.append(a[-1]) or whole(*a))
+    draw = accounting.Sampling(1000, 0.02)
+    accounting.epsilon_of(draw, 4.0, 10, 1e-5)
+    assert seen == [accounting.COARSE, accounting.FINE]
+    accounting.epsilon_of(draw, 4.0, 10, 1e-5, "rdp")
+    accounting.epsilon_of(draw, 0.7, 100, 1e-5)
+    assert seen[2:] == [accounting.COARSE, accounting.COARSE]
+
+
+def test_a_long_trajectory_takes_few_points_and_rises_through_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr(accounting, "epsilon_of", lambda d, n, steps, e: asked.append(steps) or steps)
+    found = accounting.trajectory(SST2, 1.0, list(range(1, 101)), 1e-5)
+    assert asked == list(range(100, 0, -3))
+    assert found == [min(100, 3 * ((count + 1) // 3) + 1) for count in range(1, 101)]
