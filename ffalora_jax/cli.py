@@ -27,6 +27,8 @@ usage: ffalora COMMAND ...
       [--processes auto]    train; without a file, the settings of `ffalora init`
   resume RUN [--rounds N] [--epsilon E]
                             go on after a stop, to the same result; or add N rounds
+  sweep [EXPERIMENT.toml] --over NAME=VALUE,VALUE [--seeds N] [--compare NAME]
+                            many runs: grids, random, halving, Bayesian; what all of it cost
   plan [EXPERIMENT.toml] [--device h200] [--clients N] [--json]
                             operations, memory, bytes, time and epsilon, before anything runs
   check EXPERIMENT.toml|RUN [--json]
@@ -43,7 +45,7 @@ usage: ffalora COMMAND ...
                             one page of tables and curves; several runs are compared
   privacy --num-examples N --batch-size B --steps T (--epsilon E | --noise-multiplier S)
                             epsilon from noise, or noise from epsilon; no JAX needed
-  list methods|mechanisms|inits|models|datasets
+  list methods|mechanisms|inits|models|datasets|searches
                             the names there are
   prepare glue/TASK --from DIR [--to DATA_DIR]
                             GLUE's own files, or JSONL -> a TFDS folder
@@ -205,6 +207,7 @@ def _of(module: str) -> Any:
 COMMANDS: dict[str, Command] = {
     "run": _told("cli_run"),
     "resume": lambda arguments: _of("cli_run").resume(arguments, use_jax),
+    "sweep": _told("cli_sweep"),
     "plan": _told("cli_plan"),
     "check": _told("cli_check"),
     "audit": _told("cli_audit"),

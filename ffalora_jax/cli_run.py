@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ffalora_jax.cli_privacy import parser_of
 from ffalora_jax.errors import BUDGET, DONE
@@ -32,7 +33,7 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
 def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
     """Goes on with a run that stopped, or adds rounds."""
     parser = parser_of("resume", "Go on with a run, to the same bits as if it had not stopped.")
-    parser.add_argument("run", help="folder of the run")
+    parser.add_argument("run", help="folder of the run, or of a search")
     parser.add_argument("--rounds", type=int, default=0, help="rounds to add to those planned")
     parser.add_argument("--epsilon", type=float, help="a larger privacy budget, for added rounds")
     parser.add_argument(
@@ -43,6 +44,10 @@ def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
         "--processes", default="1", help="compute in several: auto, a number or cluster"
     )
     asked = parser.parse_args(arguments)
+    if Path(asked.run, "sweep.toml").is_file():
+        from ffalora_jax import cli_sweep
+
+        return cli_sweep.resume(asked.run, use_jax)
     use_jax()
     from ffalora_jax import console, loop, simulation
     from ffalora_jax.load import load_dataset

@@ -14,6 +14,7 @@ from ffalora_jax.experiment_file import build, checked, from_table, kind_of_sett
 
 OBJECTIVES = ("accuracy", "loss")
 LAWS = ("fixed", "poisson", "geometric")
+SHARED = ("grid", "random", "halving", "bayesian")
 MOST_TRIALS = 10_000
 
 
@@ -48,6 +49,17 @@ class SearchConfig:
     first_rounds: Annotated[
         int | None, Doc("with halving: rounds before the first choice; unset: a ninth of all")
     ] = None
+    storage: Annotated[
+        str | None,
+        Doc(
+            "shared by workers on any machine, each started with this command: the path of a journal file "
+            "on a shared disk, or the address of a PostgreSQL or MySQL database (extra `search`)"
+        ),
+    ] = None
+    stale_seconds: Annotated[
+        float,
+        Doc("with storage: silence after which a worker's trial is taken over by another one"),
+    ] = 60.0
     compare: Annotated[
         str | None,
         Doc(
@@ -64,6 +76,17 @@ class SearchConfig:
                 "search.first_rounds": self.first_rounds,
             }
         )
+        positive(**{"search.stale_seconds": self.stale_seconds})
+        if self.storage is not None and self.strategy not in SHARED:
+            raise InputError(
+                f"Expected search.strategy to be one of {', '.join(SHARED)} with search.storage, got "
+                f"{self.strategy!r}."
+            )
+        if self.storage is not None and self.trials_law != "fixed":
+            raise InputError(
+                "Expected search.trials_law = 'fixed' with search.storage: workers see how many trials there "
+                "are, and the law's promise needs that to stay secret."
+            )
         one_of(OBJECTIVES, **{"search.objective": self.objective})
         one_of(LAWS, **{"search.trials_law": self.trials_law})
         if not self.keep >= 2:

@@ -105,6 +105,8 @@ def _facts(event: Event, accuracy: str) -> str:
 
 def _print_line(console: Console, title: str, event: Event) -> None:
     text = _label(title, event.stage)
+    if event.line is None and event.stage == "runs":
+        text += f" {event.rounds_done}/{event.rounds}"
     if event.line is not None:
         facts = _facts(event, words.percent(event.line["accuracy"]))
         text = f"{_label(title, 'round')} {event.rounds_done}/{event.rounds}  {facts}"

@@ -53,7 +53,7 @@ def from_table(table: dict[str, Any], where: str = "the experiment") -> Experime
     return build(Experiment, table, where)
 
 
-def build(cls: type, table: dict[str, Any], where: str, prefix: str = "") -> Any:
+def build(cls: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
     """Builds a config class from nested plain values.
 
     Raises:

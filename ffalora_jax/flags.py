@@ -14,6 +14,7 @@ import tyro
 from typing_extensions import Doc
 
 from ffalora_jax.config import DataConfig, Experiment
+from ffalora_jax.config_search import SearchConfig, load_search, read_over
 from ffalora_jax.errors import InputError, nearest
 from ffalora_jax.experiment_file import load_experiment, settings
 
@@ -42,11 +43,13 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     return _parse(Experiment, start, rest, usage, description), out
 
 
-def take(arguments: list[str], name: str, what: str) -> tuple[str | None, list[str]]:
+def take(
+    arguments: list[str], name: str, what: str, once: bool = True
+) -> tuple[str | None, list[str]]:
     """Returns the value of an option that is no setting (None: not given), and the other arguments.
 
     Raises:
-        InputError: given twice, or without ``what``.
+        InputError: given twice where that says nothing, or without ``what``.
     """
     rest: list[str] = []
     for argument in arguments:
@@ -58,9 +61,60 @@ def take(arguments: list[str], name: str, what: str) -> tuple[str | None, list[s
         raise InputError(f"Expected {what} after {name}.")
     value = rest[place + 1]
     del rest[place : place + 2]
-    if name in rest:
+    if once and name in rest:
         raise InputError(f"{name} is given twice: keep one.")
     return value, rest
+
+
+@dataclass(frozen=True)
+class Searched(Experiment):
+    """An experiment with what is varied, as one set of flags."""
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+def read_sweep(arguments: list[str]) -> tuple[Experiment, SearchConfig, str | None]:
+    """Reads ``[EXPERIMENT.toml] [--over NAME=VALUES ...] [--search.setting value ...]`` and the run's flags.
+
+    Raises:
+        InputError: as ``read_run`` and ``read_over``.
+    """
+    file, rest = None, list(arguments)
+    if rest and not rest[0].startswith("-"):
+        file = rest.pop(0)
+    out, rest = take(rest, "--out", "a folder")
+    over: dict[str, Any] = {}
+    while True:
+        given, rest = take(rest, "--over", "NAME=VALUE,VALUE", once=False)
+        if given is None:
+            break
+        name, values = read_over(given)
+        over[name] = values
+    rest = [f"--search.{word[2:]}" if _is_short(word) else word for word in rest]
+    experiment, search = (Experiment(), SearchConfig()) if file is None else load_search(file)
+    parts = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(Experiment)}
+    # A dictionary of lists is no flag; it is put back afterwards.
+    start = Searched(**parts, search=dataclasses.replace(search, over={}, compare=None))
+    compare, rest = take(rest, "--search.compare", "a setting that is varied")
+    found = _parse(Searched, start, rest, SWEEP_USAGE, SWEEP_HELP)
+    parts = {f.name: getattr(found, f.name) for f in dataclasses.fields(Experiment)}
+    compare = search.compare if compare is None else compare.replace("-", "_")
+    search = dataclasses.replace(found.search, over=search.over | over, compare=compare)
+    return Experiment(**parts), search, out
+
+
+SWEEP_USAGE = "ffalora sweep [EXPERIMENT.toml] --over NAME=VALUE,VALUE [--seeds N] [--out DIR]"
+SWEEP_HELP = (
+    "Many runs, side by side where they are one program. --over NAME=VALUE,VALUE varies a setting, again for "
+    "each (a number also over a range: --over optimizer.learning-rate=0.01..1:log). --seeds, --trials, "
+    "--strategy, --storage, --compare are --search.seeds and so on. All others are those of `ffalora run`, "
+    "for what the runs have in common. --out DIR: the folder (default sweeps/NAME)."
+)
+SHORT = ("--seeds", "--trials", "--strategy", "--compare", "--storage")
+
+
+def _is_short(word: str) -> bool:
+    return word.partition("=")[0] in SHORT
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ COUNTED = (
 """Settings, by how they begin, that change what a run costs."""
 SPLITS = ("partition.", "data.", "method.name", "batch_size")
 """Settings, by how they begin, that may change whose an example is: one method pools all data."""
+READ = ("unit", "delta", "epsilon", "clients", "num_clients")
+"""What is read of a run's privacy.json."""
 SCORED_BY = (
     "Choosing looks at validation examples without noise: they are outside the mechanism, and what is said "
     "here protects training examples alone."

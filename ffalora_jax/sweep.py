@@ -4,7 +4,9 @@ sweeps/NAME/    sweep.toml  secret.json (owner only)  runs/TRIAL-REPEAT/ (each a
                 results.jsonl  results.csv  results.parquet  summary.json
 """
 
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from ffalora_jax.loop import Event, Observer
 from ffalora_jax.many_runs import ManyRuns, Member
 from ffalora_jax.run_folder import RunFolder, check_free
 from ffalora_jax.search import Trial, Waves
+from ffalora_jax.shared_search import SharedSearch
 from ffalora_jax.simulation import folder_of, free_path
 from ffalora_jax.sweep_results import (
     best_of,
@@ -88,36 +91,43 @@ def sweep(
     """
     space = space_of(search, experiment)
     make = registry.lookup("searches", search.strategy)
-    path = (
-        Path(out)
-        if out is not None
-        else free_path(Path("sweeps") / folder_of(experiment.name).name)
-    )
+    path = Path(out) if out is not None else Path("sweeps") / folder_of(experiment.name).name
+    if out is None and search.storage is None:
+        path = free_path(path)
     text = search_toml(experiment.replace(noise_seed=None), search)
-    secret = _taken_up(path, text) if (path / FILE).is_file() else None
-    if secret is None:
+    arguments = search, space, experiment.rounds, experiment.seed
+    if not (path / FILE).is_file():
         check_free(path)
-        secret = rng.fresh_noise_seed()
-        make(
-            search, space, experiment.rounds, experiment.seed, secret
-        )  # refuses before anything is written
-        path.mkdir(parents=True)
-        write_atomically(path / SECRET, json.dumps({"noise_seed": secret}) + "\n", mode=0o600)
-        write_atomically(path / FILE, text)
-        (path / RUNS).mkdir()
-    waves = make(search, space, experiment.rounds, experiment.seed, secret)
+        make(*arguments, 0)  # refuses before anything is written
+        _begin(path, text, experiment.noise_seed)
+    secret, given = _taken_up(path, text)
+    experiment = experiment.replace(noise_seed=given)
     going = _Going(experiment, search, path, secret, observe)
     going.many = ManyRuns(data, model, going.tell)
     try:
-        going.through(waves)
+        if search.storage is None:
+            going.through(make(*arguments, secret))
+        else:
+            going.with_others(SharedSearch(search, space, experiment.name, text, experiment.rounds))
     except KeyboardInterrupt:
         going.write()
         raise Interrupted(path) from None
     return Sweep(path, going.rows, going.write())
 
 
-def _taken_up(path: Path, text: str) -> int:
-    """Returns the secret of a search that is there already, if it is the same one.
+def _begin(path: Path, text: str, noise_seed: int | None) -> None:
+    """Makes the folder; of several workers that do so at once the first one's secret stands."""
+    (path / RUNS).mkdir(parents=True, exist_ok=True)
+    kept = {"secret": rng.fresh_noise_seed(), "given": noise_seed}
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path / SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(kept) + "\n")
+    write_atomically(path / FILE, text)
+
+
+def _taken_up(path: Path, text: str) -> tuple[int, int | None]:
+    """Returns the secret of a search that is there already, if it is the same one, and a given noise seed.
 
     Raises:
         InputError: another search.
@@ -127,7 +137,8 @@ def _taken_up(path: Path, text: str) -> int:
             f"{str(path)!r} holds another search: give another folder with --out, or go on with "
             f"`ffalora resume {path}`."
         )
-    return int(json.loads((path / SECRET).read_text())["noise_seed"])
+    kept = json.loads((path / SECRET).read_text())
+    return int(kept["secret"]), kept["given"]
 
 
 class _Going:
@@ -145,6 +156,7 @@ class _Going:
         self.observe = observe
         self.many: Any = None
         self.rows: list[dict[str, Any]] = []
+        self.told: dict[str, Any] = {}
         self._ended = self._planned = 0
 
     def tell(self, ended: int) -> None:
@@ -161,6 +173,28 @@ class _Going:
             except StopIteration:
                 return
             scores = self.advance(wave.trials, wave.rounds)
+
+    def with_others(self, shared: SharedSearch) -> None:
+        """Does what falls to this worker of a search by many, and gathers what all of them found."""
+
+        def advance(trial: Trial, rounds: int) -> tuple[float, list[dict[str, Any]]]:
+            (score,) = self.advance([trial], rounds)
+            mine = [row for row in self.rows if row["trial"] == trial.number]
+            return score, [{"row": row, "privacy": self.privacy_of(row)} for row in mine]
+
+        shared.work(advance)
+        told = [run for runs in shared.known().values() for run in runs]
+        self.rows = [run["row"] for run in told]
+        self.told = {run["row"]["folder"]: run["privacy"] for run in told}
+
+    def privacy_of(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """Returns what a run's cost follows from; None of one that was not made."""
+        if row["status"] == "refused":
+            return None
+        if row["folder"] in self.told:  # of another worker, perhaps on another disk
+            return self.told[row["folder"]]
+        whole = RunFolder(self.path / row["folder"]).read_json("privacy.json")
+        return {name: whole[name] for name in search_cost.READ}
 
     def advance(self, trials: Sequence[Trial], rounds: int) -> list[float]:
         """Brings trials to so many rounds; returns their scores."""
@@ -192,7 +226,7 @@ class _Going:
             self.rows += mine
             scores.append(score_of(mine, self.search.objective))
         self.rows.sort(key=lambda row: (row["trial"], row["repeat"]))
-        self.write()
+        write_tables(self.path, self.rows)
         return scores
 
     def member(self, trial: Trial, repeat: int) -> Member:
@@ -244,8 +278,7 @@ class _Going:
 
     def cost(self) -> dict[str, Any]:
         """Returns what the search has cost."""
-        folders = [self.path / row["folder"] for row in self.rows if row["status"] != "refused"]
-        runs = [RunFolder(folder).read_json("privacy.json") for folder in folders]
+        runs = [made for row in self.rows if (made := self.privacy_of(row)) is not None]
         moved = [name for name in self.search.over if name.startswith(search_cost.SPLITS)]
         all_runs = search_cost.of_all(runs, self.search.seeds == 1 and not moved)
         best = search_cost.of_the_best(self.search, runs)

@@ -72,8 +72,8 @@ def refused_row(facts: dict[str, Any], why: str) -> dict[str, Any]:
 def score_of(rows: Sequence[dict[str, Any]], objective: str) -> float:
     """Returns a combination's score over its repetitions, higher is better; -inf where one has none."""
     name = {"accuracy": "accuracy", "loss": "validation_loss"}[objective]
-    values = [row.get(name) for row in rows]
-    if not values or any(v is None or not math.isfinite(v) for v in values):
+    values = [value for row in rows if (value := row.get(name)) is not None]
+    if not values or len(values) < len(rows) or not np.isfinite(values).all():
         return -math.inf
     mean = float(np.mean(values))
     return mean if objective == "accuracy" else -mean

@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -259,7 +259,7 @@ def _axes(run: Prepared) -> tuple:
     """Returns which leaves of a program's arguments have an axis of runs."""
     state = jax.tree.map(lambda leaf: 0, run.state)
     data = jax.tree.map(lambda leaf: None, run.data)._replace(members=0, sizes=0)
-    frozen = Frozen(None, 0, 0)
+    frozen: Any = Frozen(*cast(Any, (None, 0, 0)))
     return 0, dataclasses.replace(state, round_index=None), frozen, data, 0, None
 
 

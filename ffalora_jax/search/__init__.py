@@ -7,12 +7,13 @@ arguments and scores give the same waves, so a search that stopped is gone throu
 """
 
 import itertools
+import math
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ffalora_jax.config_search import Range, Space
+from ffalora_jax.config_search import Range, SearchConfig, Space
 
 
 class Trial(NamedTuple):
@@ -53,6 +54,14 @@ def sampled(space: Space, draw: np.random.Generator, count: int) -> list[Trial]:
         Trial(number, {name: one(values) for name, values in space.items()})
         for number in range(count)
     ]
+
+
+def rungs(search: SearchConfig, rounds: int) -> list[int]:
+    """Returns the rounds after which successive halving chooses; the last ones are all."""
+    done = [min(rounds, search.first_rounds or math.ceil(rounds / 9))]
+    while done[-1] < rounds:
+        done.append(min(rounds, math.ceil(done[-1] * search.keep)))
+    return done
 
 
 def size_of(space: Space) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ffalora_jax import rng
 from ffalora_jax.config_search import SearchConfig, Space
-from ffalora_jax.search import Wave, Waves, every_combination, sampled, size_of
+from ffalora_jax.search import Trial, Wave, Waves, every_combination, rungs, sampled, size_of
 
 
 def build(search: SearchConfig, space: Space, rounds: int, seed: int, secret: int) -> Waves:
@@ -18,12 +18,12 @@ def build(search: SearchConfig, space: Space, rounds: int, seed: int, secret: in
         trials = every_combination(space)
     else:
         trials = sampled(space, rng.numpy_rng(seed, rng.Purpose.SEARCH), search.trials)
-    done = min(rounds, search.first_rounds or math.ceil(rounds / 9))
-    while True:
+    return _waves(search, trials, rounds)
+
+
+def _waves(search: SearchConfig, trials: list[Trial], rounds: int) -> Waves:
+    for done in rungs(search, rounds):
         scores = yield Wave(trials, done)
-        if done >= rounds:
-            return
         kept = math.ceil(len(trials) / search.keep)
         best = np.argsort(-np.asarray(scores), kind="stable")[:kept]
         trials = [trials[index] for index in sorted(best)]
-        done = min(rounds, math.ceil(done * search.keep))

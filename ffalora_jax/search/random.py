@@ -12,8 +12,8 @@ from ffalora_jax.search import Wave, Waves, sampled
 
 def build(search: SearchConfig, space: Space, rounds: int, seed: int, secret: int) -> Waves:
     """Yields all of them at once; an empty wave where the law gives no trial."""
-    count = number_of_trials(search, secret)
-    yield Wave(sampled(space, rng.numpy_rng(seed, rng.Purpose.SEARCH), count), rounds)
+    draw = rng.numpy_rng(seed, rng.Purpose.SEARCH)
+    yield Wave(sampled(space, draw, number_of_trials(search, secret)), rounds)
 
 
 def number_of_trials(search: SearchConfig, secret: int) -> int:

@@ -1,0 +1,135 @@
+"""``ffalora sweep``: many runs, and what came of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ffalora_jax.errors import DONE
+
+MOST_SHOWN = 30
+
+
+def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
+    """Reads the flags, searches, prints the table."""
+    from ffalora_jax import flags
+
+    as_json = "--json" in arguments
+    rest = [word for word in arguments if word != "--json"]
+    experiment, search, out = flags.read_sweep(rest)
+    use_jax()
+    return searched(experiment, search, out, as_json)
+
+
+def resume(path: str, use_jax: Callable[[], None]) -> int:
+    """Goes on with a search that stopped."""
+    from ffalora_jax.config_search import load_search
+
+    experiment, search = load_search(Path(path) / "sweep.toml")
+    use_jax()
+    return searched(experiment, search, path, False)
+
+
+def searched(experiment: Any, search: Any, out: str | None, as_json: bool) -> int:
+    """Searches and prints."""
+    from ffalora_jax import console, sweep
+
+    with console.progress("sweep") as observe:
+        found = sweep.sweep(experiment, search, out=out, observe=observe)
+    if as_json:
+        print(json.dumps(found.summary))
+        return DONE
+    show(found)
+    return DONE
+
+
+def show(found: Any) -> None:
+    """Prints the combinations, the best first, comparisons, and what all of it cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    trials = [trial for trial in found.summary["trials"] if trial["refused"] is None]
+    trials.sort(key=lambda t: (-t["rounds"], -_or_least(t["score"])))
+    names = list(trials[0]["settings"]) if trials else []
+    short = {name: name.removesuffix(".name").rpartition(".")[2] for name in names}
+    varied = [name for name in names if len({str(t["settings"][name]) for t in trials}) > 1]
+    table = Table(box=None, pad_edge=False)
+    for name in ("", *varied, "validation", "test", "epsilon", "a site", "failed"):
+        side = "left" if name in varied else "right"
+        table.add_column(short.get(name, name), justify=side, no_wrap=True)
+    for trial in trials[:MOST_SHOWN]:
+        table.add_row(*_cells(trial, varied, found.summary["best"]))
+    console.print(table, highlight=False)
+    _say(console, found, trials)
+
+
+def _cells(trial: dict[str, Any], varied: list[str], best: int | None) -> list[str]:
+    from ffalora_jax.report import words
+
+    settings = [trial["settings"][name] for name in varied]
+    return [
+        f"{'best ' * (trial['trial'] == best)}{trial['trial']}",
+        *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings),
+        _with_interval(trial["accuracy"]),
+        _with_interval(trial["test_accuracy"]),
+        words.number(trial["epsilon"]),
+        "–" if trial["bytes_per_client"] is None else words.size(trial["bytes_per_client"]),
+        f"{trial['failed']} of {trial['runs']}",
+    ]
+
+
+def _say(console: Any, found: Any, trials: list[dict[str, Any]]) -> None:
+    """Prints what is no table."""
+    summary = found.summary
+    lines = []
+    if len(trials) > MOST_SHOWN:
+        lines.append(f"... and {len(trials) - MOST_SHOWN} more")
+    refused = {t["refused"] for t in summary["trials"] if t["refused"]}
+    lines += [f"not made: {why}" for why in sorted(refused)]
+    if summary["seeds"] > 1:
+        lines.append(f"±: 95 % interval of the mean over {summary['seeds']} seeds (Student's t)")
+    lines += [_comparison(one) for one in summary["compared"] or []]
+    every, best = summary["privacy"]["every_run"], summary["privacy"]["best_alone"]
+    lines.append(f"all runs together: {_cost(every)}")
+    lines.append(f"the best alone: {_cost(best)}")
+    lines.append(f"tables: {found.path}/results.csv, .parquet, .jsonl; {found.path}/summary.json")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _comparison(one: dict[str, Any]) -> str:
+    from ffalora_jax.report import words
+
+    if one["trial"] is None:
+        return f"{one['value']}: no run of it can be compared"
+    said = f"{one['value']}: test {words.percent(one['test_accuracy']['mean'])} at its best of {one['tried']}"
+    gap = one["difference"]
+    if gap is None:
+        return f"{said}, the best by validation"
+    if gap["mean"] is None:
+        return f"{said}; no run to compare it with"
+    said += f"; {100 * gap['mean']:+.1f} points against the best, seed by seed"
+    if gap["low"] is None:
+        return f"{said} (one seed: no interval)"
+    within = ", which includes none" if gap["low"] <= 0 <= gap["high"] else ""
+    return f"{said} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f}{within})"
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    if cost["epsilon"] is None:
+        return cost["how"]
+    at = "" if cost["delta"] is None else f" (delta {cost['delta']:.3g})"
+    return f"epsilon {cost['epsilon']:.3g}{at}: {cost['how']}"
+
+
+def _with_interval(value: dict[str, Any]) -> str:
+    from ffalora_jax.report import words
+
+    if value["mean"] is None or value["low"] is None:
+        return words.percent(value["mean"])
+    return f"{words.percent(value['mean'])} ± {100 * (value['high'] - value['mean']):.1f}"
+
+
+def _or_least(score: float | None) -> float:
+    return float("-inf") if score is None else score

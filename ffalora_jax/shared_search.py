@@ -1,0 +1,199 @@
+"""One search by many workers: optuna's storage says which trial is whose, and what came of it.
+
+A worker is this command, started anywhere with the same settings. It asks for a trial, says every few seconds
+that it is alive, and tells the score. A trial whose worker has been silent for ``search.stale_seconds`` (the
+machines' clocks have to agree that far) is taken over by another one: where they share the disk with the
+search's folder, from its checkpoint and with its noise, else from the start.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ffalora_jax.config_search import SearchConfig, Space
+from ffalora_jax.errors import InputError
+from ffalora_jax.search import Trial, every_combination, rungs, size_of
+from ffalora_jax.search._optuna import FAILED_SCORE, need_optuna, suggested
+
+POLL_SECONDS = 1.0
+Advance = Callable[[Trial, int], tuple[float, list[dict[str, Any]]]]
+"""(trial, rounds) -> its score after them, and what is to be known of its runs."""
+
+
+class Mine(NamedTuple):
+    """A trial that this worker has."""
+
+    trial: Any
+    """optuna's."""
+    what: Trial
+
+
+class SharedSearch:
+    """A worker's side of a search that others take part in."""
+
+    def __init__(self, search: SearchConfig, space: Space, name: str, text: str, rounds: int):
+        assert search.storage is not None
+        need_optuna()
+        self.search, self.space, self.rounds = search, space, rounds
+        self._grid = every_combination(space) if search.strategy == "grid" else None
+        few = search.strategy == "halving" and size_of(space) <= search.trials
+        self._grid = every_combination(space) if few else self._grid
+        self.count = search.trials if self._grid is None else len(self._grid)
+        self._me = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
+        self._study = _study(search, name, rounds)
+        told = self._study.user_attrs.get("search")
+        if told is None:
+            self._study.set_user_attr("search", text)
+        elif told != text:
+            raise InputError(
+                f"The storage has another search by the name {name!r}: give this one another --name."
+            )
+
+    def work(self, advance: Advance) -> None:
+        """Does trials until none is left, and none of a worker that died."""
+        while True:
+            mine = self._begun() or self._taken_over()
+            if mine is not None:
+                with self._alive(mine.trial):
+                    self._run(mine, advance)
+            elif not self._running():
+                return
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def known(self) -> dict[int, list[dict[str, Any]]]:
+        """Returns what all workers told of their runs, by trial."""
+        trials = self._study.get_trials(deepcopy=False)
+        found = {t.number: t.user_attrs.get("runs") for t in trials if t.number < self.count}
+        return {number: json.loads(runs) for number, runs in sorted(found.items()) if runs}
+
+    def _run(self, mine: Mine, advance: Advance) -> None:
+        import optuna
+
+        for rounds in rungs(self.search, self.rounds) if self._is_halving else [self.rounds]:
+            score, runs = advance(mine.what, rounds)
+            score = max(score, FAILED_SCORE)
+            mine.trial.set_user_attr("runs", json.dumps(runs))
+            mine.trial.report(score, rounds)
+            if rounds < self.rounds and mine.trial.should_prune():
+                self._study.tell(mine.trial, state=optuna.trial.TrialState.PRUNED)
+                return
+        self._study.tell(mine.trial, score)
+
+    @property
+    def _is_halving(self) -> bool:
+        return self.search.strategy == "halving"
+
+    def _begun(self) -> Mine | None:
+        """Asks for a trial; None where all have been given out."""
+        import optuna
+
+        if len(self._study.get_trials(deepcopy=False)) >= self.count:
+            return None
+        trial = self._study.ask()
+        if trial.number >= self.count:  # another worker was faster
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return None
+        self._claim(trial)
+        return Mine(trial, Trial(trial.number, self._settings(trial)))
+
+    def _settings(self, trial: Any) -> dict[str, Any]:
+        if self._grid is not None:
+            return self._grid[trial.number].settings
+        return suggested(trial, self.space)
+
+    def _taken_over(self) -> Mine | None:
+        """Returns a trial whose worker is silent, if this one gets it."""
+        import optuna
+
+        for frozen in self._running():
+            if time.time() - frozen.user_attrs.get("alive", 0.0) < self.search.stale_seconds:
+                continue
+            trial = optuna.trial.Trial(self._study, frozen._trial_id)
+            self._claim(trial)
+            time.sleep(POLL_SECONDS)  # of several that claim it the last one has it
+            if trial.user_attrs.get("worker") == self._me:
+                return Mine(trial, Trial(trial.number, self._settings(trial)))
+        return None
+
+    def _running(self) -> list[Any]:
+        import optuna
+
+        state = (optuna.trial.TrialState.RUNNING,)
+        found = self._study.get_trials(deepcopy=False, states=state)
+        return [trial for trial in found if trial.number < self.count]
+
+    def _claim(self, trial: Any) -> None:
+        trial.set_user_attr("worker", self._me)
+        trial.set_user_attr("alive", time.time())
+
+    @contextlib.contextmanager
+    def _alive(self, trial: Any) -> Iterator[None]:
+        """Says every few seconds that this worker is alive."""
+        ended = threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(self.search.stale_seconds / 5):
+                with contextlib.suppress(Exception):  # the next time, then
+                    trial.set_user_attr("alive", time.time())
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _study(search: SearchConfig, name: str, rounds: int) -> Any:
+    """Opens the study, or makes it.
+
+    Raises:
+        InputError: the storage cannot be opened.
+    """
+    import optuna
+
+    samplers = optuna.samplers
+    sampler = samplers.RandomSampler()
+    if search.strategy == "bayesian":
+        sampler = samplers.TPESampler(constant_liar=True)
+    pruner = optuna.pruners.NopPruner()
+    if search.strategy == "halving":
+        # Of the trials that reached a rung so far, those among the best part go on: nobody waits.
+        pruner = optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=rungs(search, rounds)[0], reduction_factor=round(search.keep)
+        )
+    try:
+        storage = _storage(str(search.storage))
+        return optuna.create_study(
+            storage=storage,
+            study_name=name,
+            sampler=sampler,
+            pruner=pruner,
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except Exception as error:  # of as many kinds as there are databases
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"Cannot open --storage {_without_password(search)}: {said}") from error
+
+
+def _storage(address: str) -> Any:
+    import optuna
+
+    if "://" in address:
+        return optuna.storages.RDBStorage(address)
+    from optuna.storages.journal import JournalFileBackend
+
+    return optuna.storages.JournalStorage(JournalFileBackend(address))
+
+
+def _without_password(search: SearchConfig) -> str:
+    before, at, after = str(search.storage).rpartition("@")
+    return f"{before.partition('://')[0]}://...{at}{after}" if at else after
