@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         PartitionConfig,
         PrivacyConfig,
     )
+    from ffalora_jax.config_search import SearchConfig, load_search
     from ffalora_jax.data import Dataset, as_dataset
     from ffalora_jax.errors import InputError
     from ffalora_jax.experiment_file import load_experiment
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ffalora_jax.pretrained import load_pretrained
     from ffalora_jax.report import write_report
     from ffalora_jax.simulation import resume, simulate
+    from ffalora_jax.sweep import Sweep, sweep
 
 _HOMES = {
     "config": (
@@ -39,6 +41,7 @@ _HOMES = {
         "PartitionConfig",
         "PrivacyConfig",
     ),
+    "config_search": ("SearchConfig", "load_search"),
     "data": ("Dataset", "as_dataset"),
     "errors": ("InputError",),
     "experiment_file": ("load_experiment",),
@@ -49,6 +52,7 @@ _HOMES = {
     "pretrained": ("load_pretrained",),
     "report": ("write_report",),
     "simulation": ("resume", "simulate"),
+    "sweep": ("Sweep", "sweep"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -23,10 +23,12 @@ ROOMS = (
     "config_watch",
     "config",
     "experiment_file",
+    "config_search",
     "registry",
     "types",
     "rng",
     "schedules",
+    "search",
     "fetch",
     "data",
     "text",
@@ -57,6 +59,7 @@ ROOMS = (
     "generate",
     "clipping",
     "accounting",
+    "composition",
     "mechanisms",
     "methods",
     "freezing",
@@ -88,6 +91,7 @@ ROOMS = (
     "lint",
     "audit",
     "engine",
+    "together",
     "metrics",
     "evaluate",
     "respond",
@@ -101,9 +105,15 @@ ROOMS = (
     "report",
     "predict",
     "book",
+    "record",
     "interrupt",
     "loop",
     "simulation",
+    "many_runs",
+    "search_cost",
+    "sweep_results",
+    "shared_search",
+    "sweep",
     "console",
     "flags",
     "plan",
@@ -111,6 +121,7 @@ ROOMS = (
     "cli_check",
     "cli_audit",
     "cli_privacy",
+    "cli_sweep",
     "cli_run",
     "cli_predict",
     "cli_doctor",
@@ -121,7 +132,7 @@ ROOMS = (
     "prepare_data",
     "cli",
 )
-SHELVES = {"data", "models", "lora_init", "mechanisms", "methods"}
+SHELVES = {"data", "models", "lora_init", "mechanisms", "methods", "search"}
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE
 )
