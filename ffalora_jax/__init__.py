@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ffalora_jax.pretrained import load_pretrained
     from ffalora_jax.report import write_report
     from ffalora_jax.simulation import resume, simulate
-    from ffalora_jax.sweep import Sweep, sweep
+    from ffalora_jax.sweeps import Sweep, sweep
 
 _HOMES = {
     "config": (
@@ -52,7 +52,7 @@ _HOMES = {
     "pretrained": ("load_pretrained",),
     "report": ("write_report",),
     "simulation": ("resume", "simulate"),
-    "sweep": ("Sweep", "sweep"),
+    "sweeps": ("Sweep", "sweep"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -32,10 +32,10 @@ def resume(path: str, use_jax: Callable[[], None]) -> int:
 
 def searched(experiment: Any, search: Any, out: str | None, as_json: bool) -> int:
     """Searches and prints."""
-    from ffalora_jax import console, sweep
+    from ffalora_jax import console, sweeps
 
     with console.progress("sweep") as observe:
-        found = sweep.sweep(experiment, search, out=out, observe=observe)
+        found = sweeps.sweep(experiment, search, out=out, observe=observe)
     if as_json:
         print(json.dumps(found.summary))
         return DONE

@@ -113,7 +113,7 @@ ROOMS = (
     "search_cost",
     "sweep_results",
     "shared_search",
-    "sweep",
+    "sweeps",
     "console",
     "flags",
     "plan",
