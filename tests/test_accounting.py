@@ -129,3 +129,35 @@ def test_a_long_trajectory_takes_few_points_and_rises_through_them(monkeypatch):
     found = accounting.trajectory(SST2, 1.0, list(range(1, 101)), 1e-5)
     assert asked == list(range(100, 0, -3))
     assert found == [min(100, 3 * ((count + 1) // 3) + 1) for count in range(1, 101)]
+
+
+def test_the_default_capacity_is_what_it_was():
+    """Part of every published figure: a run that is resumed draws with the capacity that it began with."""
+    assert [accounting.default_capacity(b) for b in (1, 4, 16, 32, 200)] == [13, 22, 46, 72, 291]
+
+
+def test_the_least_noise_and_the_least_delta_are_the_bounds_themselves():
+    accounting.check_noise(accounting.LEAST_NOISE)
+    with pytest.raises(InputError, match="noise_multiplier"):
+        accounting.check_noise(accounting.LEAST_NOISE * (1 - 1e-9))
+    draw, least = accounting.sampling(400, 16), accounting.PLD_SMALLEST_DELTA
+    with pytest.raises(InputError, match="rdp"):
+        accounting.epsilon_of(draw, 1.0, 10, least)
+    assert accounting.epsilon_of(draw, 1.0, 10, 2 * least) > 0
+
+
+def test_an_epsilon_is_kept_between_processes_and_infinity_is_not(monkeypatch):
+    draw, computed = accounting.Sampling(777, 0.0123), []
+
+    def compute(*arguments):
+        computed.append(arguments)
+        return (2.0, float("inf"))[len(computed) > 1]
+
+    monkeypatch.setattr(accounting, "_compute", compute)
+    kept = {}
+    monkeypatch.setattr(accounting.cache, "read_json", lambda *name: kept.get(name))
+    monkeypatch.setattr(accounting.cache, "write_json", lambda a, b, v: kept.update({(a, b): v}))
+    assert [accounting.epsilon_of(draw, 1.0, 10, 1e-5) for _ in range(2)] == [2.0, 2.0]
+    for _ in range(2):
+        assert accounting.epsilon_of(draw, 1.1, 10, 1e-5) == float("inf")
+    assert len(computed) == 3

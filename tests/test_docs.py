@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,23 @@ def test_readmes_commands_run(folder):
     )
     shown = run(["sh", "-c", script], folder)
     assert "accuracy" in shown
+
+
+@pytest.mark.thorough
+def test_the_commands_and_lines_of_the_page_on_searches_run(tmp_path):
+    """The first command on the tiny model with two seeds, and the Python block as it stands."""
+    page = (ROOT / "docs" / "search.md").read_text()
+    command, toml, code = re.findall(r"```(?:sh|toml|python)\n(.*?)```", page, flags=re.S)
+    (tmp_path / "page.toml").write_text(OFFLINE + toml)
+    words = shlex.split(command.replace("\\\n", " "))
+    words[1:3] = ["sweep", "page.toml", "--seeds", "2"]
+    words.remove("--seeds")
+    words.remove("5")
+    done = run([sys.executable, "-m", "ffalora_jax.cli", *words[1:]], tmp_path)
+    assert "seed by seed" in done
+    assert "runs composed" in done
+    shown = run([sys.executable, "-c", code], tmp_path)
+    assert "test_accuracy" in shown
 
 
 @pytest.mark.thorough
