@@ -115,9 +115,7 @@ def test_the_commands_and_lines_of_the_page_on_searches_run(tmp_path):
     command, toml, code = re.findall(r"```(?:sh|toml|python)\n(.*?)```", page, flags=re.S)
     (tmp_path / "page.toml").write_text(OFFLINE + toml)
     words = shlex.split(command.replace("\\\n", " "))
-    words[1:3] = ["sweep", "page.toml", "--seeds", "2"]
-    words.remove("--seeds")
-    words.remove("5")
+    words[2], words[words.index("5")] = "page.toml", "2"
     done = run([sys.executable, "-m", "ffalora_jax.cli", *words[1:]], tmp_path)
     assert "seed by seed" in done
     assert "runs composed" in done
