@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ffalora_jax.report import write_report
     from ffalora_jax.simulation import resume, simulate
     from ffalora_jax.sweeps import Sweep, sweep
+    from ffalora_jax.trackers import tracking
 
 _HOMES = {
     "config": (
@@ -53,6 +54,7 @@ _HOMES = {
     "report": ("write_report",),
     "simulation": ("resume", "simulate"),
     "sweeps": ("Sweep", "sweep"),
+    "trackers": ("tracking",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -24,7 +24,8 @@ HELP = f"""ffalora {__version__}: differentially private federated LoRA fine-tun
 usage: ffalora COMMAND ...
 
   run [EXPERIMENT.toml] [--method.name ffa_lora --privacy.epsilon 6 ...] [--out runs/NAME]
-      [--processes auto]    train; without a file, the settings of `ffalora init`
+      [--processes auto] [--track tensorboard,wandb,mlflow]
+                            train; without a file, the settings of `ffalora init`
   resume RUN [--rounds N] [--epsilon E]
                             go on after a stop, to the same result; or add N rounds
   sweep [EXPERIMENT.toml] --over NAME=VALUE,VALUE [--seeds N] [--compare NAME]
@@ -45,7 +46,7 @@ usage: ffalora COMMAND ...
                             one page of tables and curves; several runs are compared
   privacy --num-examples N --batch-size B --steps T (--epsilon E | --noise-multiplier S)
                             epsilon from noise, or noise from epsilon; no JAX needed
-  list methods|mechanisms|inits|models|datasets|searches
+  list methods|mechanisms|inits|models|datasets|searches|trackers
                             the names there are
   prepare glue/TASK --from DIR [--to DATA_DIR]
                             GLUE's own files, or JSONL -> a TFDS folder

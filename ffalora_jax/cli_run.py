@@ -1,8 +1,10 @@
 """``ffalora run`` and ``ffalora resume``: train, show how it goes, say how it ended."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ffalora_jax.cli_privacy import parser_of
 from ffalora_jax.errors import BUDGET, DONE
@@ -13,9 +15,10 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     from ffalora_jax import flags
 
     processes, settings = flags.take(arguments, "--processes", "auto, a number or cluster")
+    trackers, settings = flags.take(settings, "--track", "tensorboard, wandb or mlflow")
     experiment, out = flags.read_run(settings)
     use_jax()
-    from ffalora_jax import console, loop, simulation
+    from ffalora_jax import loop, simulation
     from ffalora_jax.mesh import make_cpu_devices
     from ffalora_jax.processes import is_first, num_processes, team
 
@@ -25,7 +28,7 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
         if not is_first():
             loop.follow()
             return DONE
-        with console.progress() as observe:
+        with _watched(trackers) as observe:
             run = simulation.simulate(experiment, out=out, observe=observe)
     return _finish(run)
 
@@ -43,13 +46,14 @@ def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
     parser.add_argument(
         "--processes", default="1", help="compute in several: auto, a number or cluster"
     )
+    parser.add_argument("--track", help="hand the figures to tensorboard, wandb, mlflow too")
     asked = parser.parse_args(arguments)
     if Path(asked.run, "sweep.toml").is_file():
         from ffalora_jax import cli_sweep
 
         return cli_sweep.resume(asked.run, use_jax)
     use_jax()
-    from ffalora_jax import console, loop, simulation
+    from ffalora_jax import loop, simulation
     from ffalora_jax.load import load_dataset
     from ffalora_jax.mesh import make_cpu_devices
     from ffalora_jax.processes import is_first, num_processes, team
@@ -64,7 +68,7 @@ def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
         if not is_first():
             loop.follow(data)
             return DONE
-        with console.progress() as observe:
+        with _watched(asked.track) as observe:
             run = simulation.resume(
                 asked.run,
                 data,
@@ -74,6 +78,17 @@ def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
                 observe=observe,
             )
     return _finish(run)
+
+
+@contextlib.contextmanager
+def _watched(trackers: str | None) -> Iterator[Any]:
+    """Shows how it goes, and hands it to trackers, where any are named."""
+    from ffalora_jax import console
+    from ffalora_jax.trackers import all_of, tracking
+
+    names = [name.strip() for name in (trackers or "").split(",") if name.strip()]
+    with tracking(*names) as track, console.progress() as show:
+        yield all_of([track, show])
 
 
 def _finish(run) -> int:

@@ -151,6 +151,17 @@ def kind_of_setting(name: str) -> Any:
     return kind
 
 
+def flat_settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns every setting by its dotted name."""
+    table, found = dataclasses.asdict(experiment), {}
+    for name, value in table.items():
+        one = (
+            {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {}
+        )
+        found |= one or {name: value}
+    return found
+
+
 def to_toml(experiment: Experiment, comments: bool = False) -> str:
     """Writes an experiment as TOML; with comments, every setting is explained."""
     document = tomlkit.document()

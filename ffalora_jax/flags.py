@@ -37,7 +37,8 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     description = (
         "Train one model over many sites. [EXPERIMENT.toml] comes first, if any; every setting can be "
         "given as a flag. --out DIR: the run folder (default runs/NAME). --processes auto|N|cluster: compute "
-        "in several processes (auto: one pinned to each core; cluster: srun, mpirun, a TPU pod starts them)."
+        "in several processes (auto: one pinned to each core; cluster: srun, mpirun, a TPU pod starts them). "
+        "--track tensorboard,wandb,mlflow: hand each round's figures to these too."
     )
     usage = "ffalora run [EXPERIMENT.toml] [--out DIR] [--processes auto|N|cluster]"
     return _parse(Experiment, start, rest, usage, description), out

@@ -66,6 +66,12 @@ class Run:
         """Seconds in the rounds, compilation and evaluation aside."""
         return sum(line["seconds"] for line in self.metrics)
 
+    def frame(self) -> Any:
+        """Returns the rounds as a pandas frame: a row a round, a column a figure of metrics.jsonl."""
+        import pandas as pd
+
+        return pd.DataFrame(self.metrics).set_index("round_index")
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of the logits."""

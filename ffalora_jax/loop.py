@@ -48,9 +48,13 @@ class Event(NamedTuple):
     line: dict[str, Any] | None = None
     """The round's line of metrics.jsonl."""
     bytes_total: int = 0
+    path: Path | None = None
+    """The run's folder, when its rounds begin."""
 
 
 Observer = Callable[[Event], None]
+OnRound = Callable[[RoundState, dict[str, Any]], None]
+"""(state after a round, the round's line of metrics.jsonl) -> nothing."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -93,6 +97,7 @@ def train(
     epsilons: list[float | None],
     engine: Engine | None,
     observe: Observer,
+    on_round: OnRound | None = None,
 ) -> Run:
     """Runs the rounds that are left, in calls of a few seconds, and writes what follows from them."""
     last = min(ledger.planned_rounds, run.plan.rounds_within_budget)
@@ -105,9 +110,11 @@ def train(
     record.begin(state)  # so that a stop in the first call can be resumed
     planned = ledger.planned_rounds
     with stop_flag() as stopped:
-        observe(Event("rounds", span.done, planned, bytes_total=record.book.bytes_total))
+        sent = record.book.bytes_total
+        observe(Event("rounds", span.done, planned, bytes_total=sent, path=folder.path))
         while record.done < last and not stopped.is_set():
             count = rounds_now(run.experiment.evaluate_every, record.done, last, seconds_a_round)
+            count = count if on_round is None else 1  # the state is known where a call ends
             begin = time.perf_counter()
             infos = computation.rounds(agreed(count))
             if jax.debug_nans.value:
@@ -117,6 +124,8 @@ def train(
             if record.done == last:
                 observe(Event("evaluating on the test part", last, planned))
             record.save(lines, computation.figures(), computation.state)
+            if on_round is not None:
+                on_round(computation.state, lines[-1])
             sent = record.book.bytes_total - sum(x["bytes_up"] + x["bytes_down"] for x in lines)
             for line in lines:
                 sent += line["bytes_up"] + line["bytes_down"]

@@ -18,6 +18,7 @@ SHELVES = {
     "models": "models",
     "datasets": "data",
     "searches": "search",
+    "trackers": "trackers",
 }
 
 

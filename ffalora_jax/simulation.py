@@ -13,7 +13,7 @@ from ffalora_jax.checkpoint import Checkpoints, Ledger, data_hash
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run, load_run
-from ffalora_jax.loop import Event, Observer, call_in, compiled, train
+from ffalora_jax.loop import Event, Observer, OnRound, call_in, compiled, train
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.record import new_folder
 from ffalora_jax.run_folder import RunFolder, check_free
@@ -26,6 +26,7 @@ def simulate(
     model: nnx.Module | None = None,
     out: str | Path | None = None,
     observe: Observer = lambda event: None,
+    on_round: OnRound | None = None,
 ) -> Run:
     """Runs an experiment and leaves a run folder.
 
@@ -35,6 +36,7 @@ def simulate(
         model: an NNX model of your own in place of ``experiment.model.name``.
         out: folder to make; left out, ``runs/NAME``, numbered if that exists.
         observe: is told every stage and round.
+        on_round: is given the state after each round, and its figures; every round is then a call of its own.
 
     Returns:
         The run: figures, and ``predict``.
@@ -55,7 +57,7 @@ def simulate(
     engine = compiled(run, observe)
     folder, ledger = new_folder(folder_path, engine.run, engine.compiled_bytes)
     with folder.held(), run_log.kept(folder.path):
-        return train(run, folder, ledger, run.state, epsilons, engine, observe)
+        return train(run, folder, ledger, run.state, epsilons, engine, observe, on_round)
 
 
 def resume(

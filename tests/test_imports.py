@@ -114,6 +114,7 @@ ROOMS = (
     "sweep_results",
     "shared_search",
     "sweeps",
+    "trackers",
     "console",
     "flags",
     "plan",
@@ -132,7 +133,7 @@ ROOMS = (
     "prepare_data",
     "cli",
 )
-SHELVES = {"data", "models", "lora_init", "mechanisms", "methods", "search"}
+SHELVES = {"data", "models", "lora_init", "mechanisms", "methods", "search", "trackers"}
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE
 )
