@@ -51,6 +51,7 @@ usage: ffalora COMMAND ...
   prepare glue/TASK --from DIR [--to DATA_DIR]
                             GLUE's own files, or JSONL -> a TFDS folder
   init                      print a commented experiment with every setting
+  completion bash|zsh|fish  print what makes a shell complete commands, flags and names
   doctor [--json]           versions, devices, caches, and one private round computed twice
 
   with each: --log-level debug|info|warning|error; with run and resume: --debug-nans (stop at the first)
@@ -221,6 +222,7 @@ COMMANDS: dict[str, Command] = {
     "prepare": lambda arguments: _of("prepare_data").run(arguments),
     "init": _init,
     "doctor": _told("cli_doctor"),
+    "completion": lambda arguments: _of("cli_completion").run(arguments, list(COMMANDS)),
 }
 
 

@@ -166,7 +166,7 @@ def _parse(cls: type, start: Any, arguments: list[str], prog: str, description: 
 
 
 def _check_names(cls: type, arguments: list[str]) -> None:
-    known = {f"--{name}" for name in _names(cls)}
+    known = {f"--{name}" for name in names_of(cls)}
     for argument in arguments:
         if not argument.startswith("--") or argument == "--help":
             continue
@@ -179,11 +179,12 @@ def _check_names(cls: type, arguments: list[str]) -> None:
             )
 
 
-def _names(cls: type, prefix: str = "") -> list[str]:
+def names_of(cls: type, prefix: str = "") -> list[str]:
+    """Returns the dotted names of all settings of a config class."""
     found = []
     for name, setting in settings(cls).items():
         if isinstance(setting.kind, type) and dataclasses.is_dataclass(setting.kind):
-            found += _names(setting.kind, f"{prefix}{name}.")
+            found += names_of(setting.kind, f"{prefix}{name}.")
         else:
             found.append(prefix + name)
     return found

@@ -126,6 +126,7 @@ ROOMS = (
     "cli_run",
     "cli_predict",
     "cli_doctor",
+    "cli_completion",
     "merge",
     "model_card",
     "export",
