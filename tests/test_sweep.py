@@ -125,6 +125,7 @@ def test_no_secret_is_in_what_others_may_read(found):
             assert file.name == "secret.json" or str(secret) not in file.read_text()
 
 
+@pytest.mark.thorough
 def test_runs_that_were_lost_or_cut_are_made_again_to_the_same_bits(found, tmp_path):
     path = tmp_path / "copy"
     shutil.copytree(found.path, path)

@@ -63,7 +63,7 @@ def assert_each_is_as_if_alone(runs, width):
             np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_runs_that_differ_in_numbers_are_one_program_with_each_ones_numbers(width):
     loader = Loader()
     # The tiny model's weights follow from the seed, and those side by side have them in common.
@@ -76,11 +76,18 @@ def test_runs_that_differ_in_numbers_are_one_program_with_each_ones_numbers(widt
     assert_each_is_as_if_alone(runs[: 2 * width], width)
 
 
+OF_EACH_KIND = ("fedavg_lora", "fedsa_lora", "flora", "fedsvd", "rolora")
+
+
 def _methods():
-    return [m for m in registry.available("methods") if go_together(m, "dp_sgd")]
+    """All of them; in the thorough tests one of each kind of state."""
+    return [
+        pytest.param(m, marks=pytest.mark.thorough if m in OF_EACH_KIND else pytest.mark.slow)
+        for m in registry.available("methods")
+        if go_together(m, "dp_sgd")
+    ]
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("method", _methods())
 def test_side_by_side_every_method_gives_what_it_gives_alone(method):
     loader = Loader()
