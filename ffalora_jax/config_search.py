@@ -14,6 +14,7 @@ from ffalora_jax.experiment_file import build, checked, from_table, kind_of_sett
 
 OBJECTIVES = ("accuracy", "loss")
 LAWS = ("fixed", "poisson", "geometric")
+MATCHES = ("rank", "parameters")
 SHARED = ("grid", "random", "halving", "bayesian")
 MOST_TRIALS = 10_000
 
@@ -49,6 +50,13 @@ class SearchConfig:
     first_rounds: Annotated[
         int | None, Doc("with halving: rounds before the first choice; unset: a ninth of all")
     ] = None
+    match: Annotated[
+        str,
+        Doc(
+            "between methods: rank (that of the settings), or parameters (each method's rank is the "
+            "one that trains about as many numbers as the experiment's own method.name does at the settings' rank)"
+        ),
+    ] = "rank"
     storage: Annotated[
         str | None,
         Doc(
@@ -88,6 +96,7 @@ class SearchConfig:
                 "are, and the law's promise needs that to stay secret."
             )
         one_of(OBJECTIVES, **{"search.objective": self.objective})
+        one_of(MATCHES, **{"search.match": self.match})
         one_of(LAWS, **{"search.trials_law": self.trials_law})
         if not self.keep >= 2:
             raise InputError(f"Expected search.keep >= 2, got {self.keep}.")

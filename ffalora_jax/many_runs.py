@@ -64,7 +64,7 @@ class ManyRuns:
         model: nnx.Module | None = None,
         say: Callable[[int], None] = lambda ended: None,
     ):
-        self._loader, self._say = Loader(data, model), say
+        self.loader, self._say = Loader(data, model), say
         self._programs: dict[str, Program] = {}
         self._predictors: dict[int, Predict] = {}
 
@@ -102,7 +102,7 @@ class ManyRuns:
             if ledger is None:  # killed before anything was saved: again, with the same noise
                 shutil.rmtree(path)
         multipliers = None if ledger is None else ledger.noise_multipliers
-        run = prepare(member.experiment, multipliers=multipliers, loader=self._loader)
+        run = prepare(member.experiment, multipliers=multipliers, loader=self.loader)
         check_affordable(run)
         program = self._programs.setdefault(kind_of(run), Program(run))
         numbers = given(run, program.first)

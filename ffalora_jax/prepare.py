@@ -95,6 +95,12 @@ class Prepared(NamedTuple):
         """Whether leaves stay at clients without noise, which is added to the sum of what is sent."""
         return self.plan.unit == "client" and bool(jax.tree.leaves(self.state.personal))
 
+    @property
+    def num_trained(self) -> int:
+        """How many numbers a client holds that are trained, the head's among them."""
+        mine = jax.tree.map(lambda leaf: leaf[0], self.state.personal)
+        return sum(leaf.size for leaf in jax.tree.leaves((self.state.adapters, mine)))
+
     def local_update(self):
         """Returns the pure function of one client's part of a round."""
         watched, ensembled = self.experiment.monitor, self.experiment.ensemble

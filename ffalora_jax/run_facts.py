@@ -94,6 +94,7 @@ def environment(run: Prepared, given_noise_seed: bool, compiled_bytes: int) -> d
         "data_pairs": "text_pair" in run.dataset.inputs,
         "reproducible": given_noise_seed,
         "layers": sorted(run.model.shapes),
+        "trained_parameters": run.num_trained,
     }
 
 

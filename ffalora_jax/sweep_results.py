@@ -51,6 +51,8 @@ def row_of(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     ended = len(lines) >= privacy["planned_rounds"] or privacy["stopped_at_budget"]
     return {
         **facts,
+        "rank": run.experiment.method.rank,
+        "trained_parameters": run.folder.read_json("environment.json")["trained_parameters"],
         "status": "failed" if words.diverged(run) else "done" if ended else "stopped",
         "why": None,
         "rounds": len(lines),

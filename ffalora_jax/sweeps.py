@@ -22,6 +22,7 @@ from ffalora_jax.experiment_file import search_toml
 from ffalora_jax.loaded_run import Run
 from ffalora_jax.loop import Event, Observer
 from ffalora_jax.many_runs import ManyRuns, Member
+from ffalora_jax.matched import with_matched_rank
 from ffalora_jax.run_folder import RunFolder, check_free
 from ffalora_jax.search import Trial, Waves
 from ffalora_jax.shared_search import SharedSearch
@@ -241,6 +242,10 @@ class _Going:
             seed=self.experiment.seed + repeat,
             name=f"{self.experiment.name} {name}",
         )
+        if self.search.match == "parameters":
+            same = {n: v for n, v in trial.settings.items() if n != "method.name"}
+            reference = self.experiment.replace(**same, seed=experiment.seed)
+            experiment = with_matched_rank(experiment, reference, self.many.loader)
         seed = rng.noise_seed_of(self.secret, trial.number, repeat)
         return Member(experiment, self.path / RUNS / name, seed)
 

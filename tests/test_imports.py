@@ -109,6 +109,7 @@ ROOMS = (
     "interrupt",
     "loop",
     "simulation",
+    "matched",
     "many_runs",
     "search_cost",
     "sweep_results",
