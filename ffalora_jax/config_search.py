@@ -54,7 +54,7 @@ class SearchConfig:
         str,
         Doc(
             "between methods: rank (that of the settings), or parameters (each method's rank is the "
-            "one that trains about as many numbers as the experiment's own method.name does at the settings' rank)"
+            "one that trains about as many numbers as the experiment's own method.name at the settings' rank)"
         ),
     ] = "rank"
     storage: Annotated[

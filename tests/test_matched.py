@@ -52,5 +52,5 @@ def test_a_core_of_rank_squared_gets_the_rank_that_comes_closest():
 
 
 def test_a_method_without_rank_cannot_be_matched():
-    with pytest.raises(InputError, match="depend on method.rank"):
+    with pytest.raises(InputError, match=r"depend on method\.rank"):
         with_matched_rank(of("bitfit"), of("ffa_lora"), LOADER)
