@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ffalora_jax.cli_privacy import parser_of
-from ffalora_jax.errors import BUDGET, DONE
+from ffalora_jax.errors import BUDGET, DONE, InputError
 
 
 def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
@@ -51,6 +51,11 @@ def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
     if Path(asked.run, "sweep.toml").is_file():
         from ffalora_jax import cli_sweep
 
+        if len(arguments) > 1:
+            raise InputError(
+                f"{asked.run!r} is a search, which goes on as it was asked: leave {arguments[1]} out. One of "
+                f"its runs may be given rounds: ffalora resume {asked.run}/runs/TRIAL-REPEAT --rounds N."
+            )
         return cli_sweep.resume(asked.run, use_jax)
     use_jax()
     from ffalora_jax import loop, simulation
@@ -86,7 +91,7 @@ def _watched(trackers: str | None) -> Iterator[Any]:
     from ffalora_jax import console
     from ffalora_jax.trackers import all_of, tracking
 
-    names = [name.strip() for name in (trackers or "").split(",") if name.strip()]
+    names = dict.fromkeys(name.strip() for name in (trackers or "").split(",") if name.strip())
     with tracking(*names) as track, console.progress() as show:
         yield all_of([track, show])
 

@@ -16,6 +16,13 @@ OBJECTIVES = ("accuracy", "loss")
 LAWS = ("fixed", "poisson", "geometric")
 MATCHES = ("rank", "parameters")
 SHARED = ("grid", "random", "halving", "bayesian")
+FIXED = {
+    "seed": "repetitions come from search.seeds",
+    "noise_seed": "every run has noise of its own",
+    "name": "runs are named by their number",
+    "rounds": "all runs of a search are scored after the same ones",
+}
+"""What is not varied, and why."""
 MOST_TRIALS = 10_000
 
 
@@ -166,8 +173,8 @@ def space_of(search: SearchConfig, experiment: Experiment) -> Space:
     found: Space = {}
     for name, given in search.over.items():
         kind = kind_of_setting(name)
-        if name in ("seed", "noise_seed", "name"):
-            raise InputError(f"search.over cannot vary {name}: repetitions come from search.seeds.")
+        if name in FIXED:
+            raise InputError(f"search.over cannot vary {name}: {FIXED[name]}.")
         if isinstance(given, str) and kind in (int, float) and ".." in given:
             found[name] = _range(name, given, kind)
             continue

@@ -80,6 +80,10 @@ def read_sweep(arguments: list[str]) -> tuple[Experiment, SearchConfig, str | No
     Raises:
         InputError: as ``read_run`` and ``read_over``.
     """
+    if any(word.partition("=")[0] in ("--track", "--processes") for word in arguments):
+        raise InputError(
+            "--track and --processes are for `ffalora run`: leave them out of a search."
+        )
     file, rest = None, list(arguments)
     if rest and not rest[0].startswith("-"):
         file = rest.pop(0)
@@ -109,9 +113,12 @@ SWEEP_HELP = (
     "Many runs, side by side where they are one program. --over NAME=VALUE,VALUE varies a setting, again for "
     "each (a number also over a range: --over optimizer.learning-rate=0.01..1:log). --seeds, --trials, "
     "--strategy, --storage, --compare are --search.seeds and so on. All others are those of `ffalora run`, "
-    "for what the runs have in common. --out DIR: the folder (default sweeps/NAME)."
+    "for what the runs have in common. --out DIR: the folder (default sweeps/NAME, numbered if it exists). "
+    "--json: print summary.json alone."
 )
-SHORT = ("--seeds", "--trials", "--strategy", "--compare", "--storage")
+SHORT = tuple(
+    f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(SearchConfig) if f.name != "over"
+)
 
 
 def _is_short(word: str) -> bool:

@@ -113,11 +113,10 @@ class Loader:
 
     def encoded(self, experiment: Experiment, dataset: Dataset, loaded: Loaded) -> Encoded:
         """Does ``encode``."""
-        name = "encoded", id(dataset), id(loaded.tokenizer), experiment.model.max_tokens
-        same = dataset, loaded.tokenizer  # kept, so that no other is given their ids
-        return self.once(
-            name, lambda: (encode(dataset, loaded, experiment.model.max_tokens), same)
-        )[0]
+        most = experiment.model.max_tokens
+        name = "encoded", id(dataset), loaded.fingerprint, most
+        # The data set is kept, so that no other is given its id.
+        return self.once(name, lambda: (encode(dataset, loaded, most), dataset))[0]
 
 
 def prefix_name(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from ffalora_jax import rng
+from ffalora_jax.adapter_file import FACTS
 from ffalora_jax.book import largest_epsilons
 from ffalora_jax.checkpoint import Checkpoints, Ledger
 from ffalora_jax.config import Experiment
@@ -25,7 +26,7 @@ from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.record import Record, new_folder
 from ffalora_jax.rng import Keys
 from ffalora_jax.round import RoundInfo, RoundState
-from ffalora_jax.run_folder import RunFolder
+from ffalora_jax.run_folder import RunFolder, experiment_text, locked
 from ffalora_jax.simulation import check_affordable, check_unchanged
 from ffalora_jax.together import Given, Program, given, kind_of, side_by_side
 
@@ -80,6 +81,7 @@ class ManyRuns:
         ready, refused = [], []
         for member in members:
             why = None
+            _check_whose(member)
             if not _has(member, rounds):
                 try:
                     ready.append(self._ready(member, rounds))
@@ -100,7 +102,7 @@ class ManyRuns:
         if path.exists():
             ledger = _saved(path)
             if ledger is None:  # killed before anything was saved: again, with the same noise
-                shutil.rmtree(path)
+                _remove(path)
         multipliers = None if ledger is None else ledger.noise_multipliers
         run = prepare(member.experiment, multipliers=multipliers, loader=self.loader)
         check_affordable(run)
@@ -136,8 +138,9 @@ class ManyRuns:
             runs = program.batch([one.given for one in batch], states, keys)
         done, seconds, saved = records[0].done, 4.0, time.monotonic()
         with contextlib.ExitStack() as held:
-            for record in records:
+            for record, state in zip(records, states, strict=True):
                 held.enter_context(record.folder.held())
+                record.begin(state)
             while done < last and not stopped():
                 count = rounds_now(first.run.experiment.evaluate_every, done, last, seconds)
                 begin = time.perf_counter()
@@ -159,7 +162,7 @@ class ManyRuns:
             first = program.first
             self._predictors[id(program)] = make_predictor(first.model, first.task, first.mesh)
         predict = self._predictors[id(program)]
-        run, found = one.run._replace(frozen=one.given.frozen), {}
+        run, found = one.run._replace(frozen=one.given.frozen, model=program.first.model), {}
         planned = min(run.experiment.rounds, run.plan.rounds_within_budget)
         if done == one.last or done % run.experiment.evaluate_every == 0:
             found |= validation(run, predict, state)
@@ -187,10 +190,27 @@ class _Alone:
         return self._state
 
 
+def _check_whose(member: Member) -> None:
+    """Raises InputError where a run's folder holds a run with other settings."""
+    file = RunFolder(member.path).experiment_file
+    if file.is_file() and file.read_text() != experiment_text(member.experiment):
+        raise InputError(
+            f"{str(member.path)!r} holds a run with other settings than this search has for it: give another "
+            "folder with --out."
+        )
+
+
+def _remove(path: Path) -> None:
+    """Removes a run's folder, unless another process is making the run."""
+    file = RunFolder(path).experiment_file
+    with locked(file) if file.is_file() else contextlib.nullcontext():
+        shutil.rmtree(path)
+
+
 def _has(member: Member, rounds: int) -> bool:
     """Whether a run has that many rounds, or as many as its budget pays for, and all that follows."""
     folder = RunFolder(member.path)
-    if not (member.path / "adapter" / "run.json").is_file():
+    if not (member.path / "adapter" / FACTS).is_file():
         return False
     facts = folder.read_json("privacy.json")
     made = len(folder.metrics())
@@ -221,9 +241,11 @@ def _record(one: _Ready) -> Record:
     if one.ledger is not None:
         folder = RunFolder(one.member.path)
         folder.tidy()
+        # It is of fewer rounds: where it stands, the run counts as whole.
+        (folder.path / "adapter" / FACTS).unlink(missing_ok=True)
         return Record(run, folder, one.ledger, epsilons)
-    seed = None if run.experiment.noise_seed is not None else one.member.noise_seed
-    folder, ledger = new_folder(one.member.path, run, program.compiled_bytes, seed)
+    bytes_ = program.compiled_bytes
+    folder, ledger = new_folder(one.member.path, run, bytes_, one.member.noise_seed)
     return Record(run, folder, ledger, epsilons)
 
 

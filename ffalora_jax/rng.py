@@ -51,6 +51,7 @@ class Purpose(enum.IntEnum):
     CANARY_COIN = 31
     TRIAL_NOISE = 32  # indices: trial, repetition; of a search, the noise seed of one of its runs
     NUM_TRIALS = 33
+    SECRET_SEARCH = 34
 
 
 class Keys(NamedTuple):

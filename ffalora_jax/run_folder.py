@@ -48,10 +48,7 @@ class RunFolder:
             path.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"Cannot make folder {str(path)!r}: {error.strerror}.") from None
-        write_atomically(
-            folder.experiment_file,
-            to_toml(_anywhere(experiment.resolved().replace(noise_seed=None))),
-        )
+        write_atomically(folder.experiment_file, experiment_text(experiment))
         folder.metrics_file.touch()
         return folder
 
@@ -79,19 +76,7 @@ class RunFolder:
         Raises:
             InputError: another process is at this run.
         """
-        with contextlib.ExitStack() as stack:
-            try:  # over NFS a lock needs a file that is open for writing
-                file = stack.enter_context(self.experiment_file.open("r+"))
-            except OSError:
-                file = stack.enter_context(self.experiment_file.open())
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"Another process is at the run in {str(self.path)!r}: wait for it, or stop it."
-                ) from None
-            except OSError as error:
-                logging.getLogger(__name__).warning("No lock on %s: %s.", self.path, error.strerror)
+        with locked(self.experiment_file):
             yield
 
     def tidy(self) -> None:
@@ -165,6 +150,38 @@ class RunFolder:
             raise InputError(
                 f"{file} is not a JSON object ({error}): put it back from a copy."
             ) from None
+
+
+class Busy(InputError):
+    """Another process is there."""
+
+
+@contextlib.contextmanager
+def locked(name: Path) -> Iterator[None]:
+    """Holds a lock on a file that is there.
+
+    Raises:
+        Busy: another process has it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:  # over NFS a lock needs a file that is open for writing
+            file = stack.enter_context(name.open("r+"))
+        except OSError:
+            file = stack.enter_context(name.open())
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(
+                f"Another process is at the run in {str(name.parent)!r}: wait for it, or stop it."
+            ) from None
+        except OSError as error:
+            logging.getLogger(__name__).warning("No lock on %s: %s.", name.parent, error.strerror)
+        yield
+
+
+def experiment_text(experiment: Experiment) -> str:
+    """Returns what a run's experiment.toml says: everything but the secret, with absolute paths."""
+    return to_toml(_anywhere(experiment.resolved().replace(noise_seed=None)))
 
 
 def check_free(path: Path) -> None:

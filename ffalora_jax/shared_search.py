@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ffalora_jax.config_search import SearchConfig, Space
 from ffalora_jax.errors import InputError
+from ffalora_jax.run_folder import Busy
 from ffalora_jax.search import Trial, every_combination, rungs, size_of
 from ffalora_jax.search._optuna import FAILED_SCORE, need_optuna, suggested
 
@@ -31,6 +32,7 @@ class Mine(NamedTuple):
     trial: Any
     """optuna's."""
     what: Trial
+    was_anothers: bool = False
 
 
 class SharedSearch:
@@ -54,12 +56,21 @@ class SharedSearch:
                 f"The storage has another search by the name {name!r}: give this one another --name."
             )
 
-    def work(self, advance: Advance) -> None:
-        """Does trials until none is left, and none of a worker that died."""
+    def work(self, advance: Advance, has_begun: Callable[[int], bool] = lambda trial: True) -> None:
+        """Does trials until none is left, and none of a worker that died.
+
+        Args:
+            advance: makes a trial's rounds.
+            has_begun: says whether a trial's runs lie here. Of one that is taken over and does not, what was
+                begun elsewhere is lost, and is counted beside what is made anew.
+        """
         while True:
             mine = self._begun() or self._taken_over()
             if mine is not None:
-                with self._alive(mine.trial):
+                if mine.was_anothers and not has_begun(mine.what.number):
+                    lost = mine.trial.user_attrs.get("lost", 0) + 1
+                    mine.trial.set_user_attr("lost", lost)
+                with self._alive(mine.trial), contextlib.suppress(Busy):  # it lives, and is at it
                     self._run(mine, advance)
             elif not self._running():
                 return
@@ -72,11 +83,18 @@ class SharedSearch:
         found = {t.number: t.user_attrs.get("runs") for t in trials if t.number < self.count}
         return {number: json.loads(runs) for number, runs in sorted(found.items()) if runs}
 
+    def lost(self) -> dict[int, int]:
+        """Returns how often a trial was begun by a worker that died, and could not be gone on with."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {t.number: t.user_attrs["lost"] for t in trials if "lost" in t.user_attrs}
+
     def _run(self, mine: Mine, advance: Advance) -> None:
         import optuna
 
         for rounds in rungs(self.search, self.rounds) if self._is_halving else [self.rounds]:
             score, runs = advance(mine.what, rounds)
+            if self._owner(mine.trial) != self._me:
+                return  # it was taken for dead: the trial is another one's now
             score = max(score, FAILED_SCORE)
             mine.trial.set_user_attr("runs", json.dumps(runs))
             mine.trial.report(score, rounds)
@@ -117,9 +135,14 @@ class SharedSearch:
             trial = optuna.trial.Trial(self._study, frozen._trial_id)
             self._claim(trial)
             time.sleep(POLL_SECONDS)  # of several that claim it the last one has it
-            if trial.user_attrs.get("worker") == self._me:
-                return Mine(trial, Trial(trial.number, self._settings(trial)))
+            if self._owner(trial) == self._me:
+                return Mine(trial, Trial(trial.number, self._settings(trial)), True)
         return None
+
+    def _owner(self, trial: Any) -> str | None:
+        """Returns whose a trial is now; optuna's own object remembers what it was when it was made."""
+        trials = self._study.get_trials(deepcopy=False)
+        return next(t.user_attrs.get("worker") for t in trials if t.number == trial.number)
 
     def _running(self) -> list[Any]:
         import optuna

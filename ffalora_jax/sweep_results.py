@@ -46,8 +46,7 @@ def row_of(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     ``status``: done; failed (figures that are not finite); stopped (not all its rounds were made).
     """
     lines, privacy = run.metrics, run.privacy
-    scored = [line for line in lines if line["accuracy"] is not None]
-    last, final = (scored[-1] if scored else {}), (lines[-1] if lines else {})
+    last = lines[-1] if lines else {}
     ended = len(lines) >= privacy["planned_rounds"] or privacy["stopped_at_budget"]
     return {
         **facts,
@@ -58,8 +57,8 @@ def row_of(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "rounds": len(lines),
         "accuracy": last.get("accuracy"),
         "validation_loss": last.get("validation_loss"),
-        "test_accuracy": final.get("test_accuracy"),
-        "majority_accuracy": final.get("majority_accuracy"),
+        "test_accuracy": last.get("test_accuracy"),
+        "majority_accuracy": last.get("majority_accuracy"),
         "epsilon_spent": privacy["epsilon"],
         "bytes_per_client": words.row(run).bytes_per_client,
         "seconds": run.seconds,
@@ -72,8 +71,10 @@ def refused_row(facts: dict[str, Any], why: str) -> dict[str, Any]:
 
 
 def score_of(rows: Sequence[dict[str, Any]], objective: str) -> float:
-    """Returns a combination's score over its repetitions, higher is better; -inf where one has none."""
+    """Returns a combination's score over its repetitions, higher is better; -inf where one failed."""
     name = {"accuracy": "accuracy", "loss": "validation_loss"}[objective]
+    if any(row["status"] == "failed" for row in rows):
+        return -math.inf
     values = [value for row in rows if (value := row.get(name)) is not None]
     if not values or len(values) < len(rows) or not np.isfinite(values).all():
         return -math.inf
@@ -95,6 +96,7 @@ def trials_of(rows: Sequence[dict[str, Any]], over: Sequence[str], objective: st
                 "failed": sum(row["status"] == "failed" for row in mine),
                 "refused": next((row["why"] for row in mine if row["status"] == "refused"), None),
                 "rounds": min(row["rounds"] for row in mine),
+                "ended": all(row["status"] in ("done", "failed") for row in mine),
                 "score": score if math.isfinite(score) else None,
                 **{
                     name: interval_of(_values(mine, name))._asdict()
@@ -109,9 +111,15 @@ def trials_of(rows: Sequence[dict[str, Any]], over: Sequence[str], objective: st
 
 
 def best_of(trials: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the combination of the best score, of those that went furthest; None if all failed."""
-    scored = [trial for trial in trials if trial["score"] is not None]
-    return max(scored, key=lambda trial: (trial["rounds"], trial["score"]), default=None)
+    """Returns the combination of the best score; those that ended come first, then who went furthest.
+
+    None if all failed.
+    """
+
+    def place(trial: dict[str, Any]) -> tuple:
+        return trial["ended"], 0 if trial["ended"] else trial["rounds"], trial["score"]
+
+    return max((t for t in trials if t["score"] is not None), key=place, default=None)
 
 
 def compared(

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ffalora_jax import rng
 from ffalora_jax.chunking import SHARE, TOY_SIZE
 from ffalora_jax.client import Frozen
 from ffalora_jax.cohort import ClientData
@@ -80,9 +81,11 @@ def _free(run: Prepared) -> list[str]:
     """Returns the settings that go in as numbers."""
     mechanism, method = run.mechanism, run.method
     found = ["name", "seed", "noise_seed"]
-    if run.experiment.optimizer.name in RATE_LAST:
-        found.append("optimizer.learning_rate")
     of_server = mechanism.private_update or mechanism.private_total
+    # Masked integers and control variates are in units of the learning rate, which stand in the program.
+    in_units = mechanism.sums_integers or run.experiment.optimizer.control_variates
+    if run.experiment.optimizer.name in RATE_LAST and not in_units:
+        found.append("optimizer.learning_rate")
     if not (of_server or mechanism.adapt or mechanism.correlated):
         found += ["privacy.clip_norm", "privacy.noise_multiplier", "privacy.epsilon"]
     if not method.redrawn:
@@ -205,14 +208,18 @@ class Program:
     def _call(self, width: int):
         """Compiles ahead of time: an executable cannot be traced again."""
         first = self.first
-        keys = Keys(jax.random.key(0), jax.random.key(0))
+        keys = Keys(rng.public_root(0), rng.secret_root(0))
         one = keys, first.state, *given(first, first), jnp.int32(1)
         rounds = first.rounds()
         if width > 1:
             axes = _axes(first)
             rounds = jax.jit(jax.vmap(rounds, in_axes=axes, out_axes=(axes[1], 0)))
             one = _stacked([one] * width, axes)
-        return rounds.lower(*one).compile()
+        compiled = rounds.lower(*one).compile()
+        sizes = compiled.memory_analysis()
+        if sizes is not None:
+            self.compiled_bytes = sizes.temp_size_in_bytes + sizes.output_size_in_bytes
+        return compiled
 
     def batch(self, given: Sequence[Given], states: Sequence[RoundState], keys: Sequence[Keys]):
         """Returns some runs to be computed together."""

@@ -114,6 +114,7 @@ ROOMS = (
     "search_cost",
     "sweep_results",
     "shared_search",
+    "searching",
     "sweeps",
     "trackers",
     "console",

@@ -91,6 +91,10 @@ def test_purposes_keep_their_numbers():
         "COMPRESSION": 28,
         "CANARY": 30,
         "CANARY_COIN": 31,
+        "SEARCH": 19,
+        "TRIAL_NOISE": 32,
+        "NUM_TRIALS": 33,
+        "SECRET_SEARCH": 34,
     }
 
 

@@ -106,6 +106,17 @@ def test_how_many_trials_there_are_follows_the_law_and_the_secret():
     assert number_of_trials(search, 7) == number_of_trials(search, 7)
 
 
+def test_under_a_law_settings_are_as_secret_as_their_number():
+    law = SearchConfig("random", {RATE: "0.1..1"}, trials=5, trials_law="geometric")
+    found = {
+        tuple(t.settings[RATE] for w in waves(law, secret=s) for t in w.trials) for s in range(6)
+    }
+    firsts = {rates[0] for rates in found}
+    assert len(firsts) == 6
+    public = SearchConfig("random", {RATE: "0.1..1"}, trials=5)
+    assert waves(public, secret=1) == waves(public, secret=2)
+
+
 def test_each_run_of_a_search_has_noise_of_its_own():
     seeds = {rng.noise_seed_of(9, trial, repeat) for trial in range(4) for repeat in range(3)}
     assert len(seeds) == 12
@@ -142,7 +153,11 @@ def test_the_command_line_and_a_file_say_the_same(tmp_path):
         ({RATE: "0..1 log"}, "above 0"),
         ({RATE: [0.1, -1.0]}, "learning_rate > 0"),
         ({"seed": [1, 2]}, "search.seeds"),
-        ({"method.rank": [n + 1 for n in range(200)], "rounds": list(range(1, 101))}, "at most"),
+        ({"rounds": [3, 9]}, "after the same ones"),
+        (
+            {"method.rank": [n + 1 for n in range(200)], "batch_size": list(range(1, 101))},
+            "at most",
+        ),
     ],
 )
 def test_what_cannot_be_varied_is_said(over, said):

@@ -98,19 +98,60 @@ def test_a_cap_that_is_passed_too_often_is_said_with_one_that_is_not():
 
 
 def test_passing_the_cap_costs_no_more_than_half_of_delta():
-    draw = accounting.sampling(400, 20, CAPACITY)
-    best = composition.epsilon_of_the_best(draw, 1.1, 60, DELTA, 10.0, "poisson")
     from scipy.stats import binom
 
-    passed = 60 * 10 * binom.sf(best.capacity, 400, 20 / 400)
-    assert (1 + math.exp(best.epsilon)) * passed <= DELTA / 2
-    assert (1 + math.exp(best.epsilon)) * 600 * binom.sf(best.capacity - 1, 400, 0.05) > DELTA / 2
+    draw = accounting.sampling(400, 20, CAPACITY)
+    epsilon = composition.epsilon_of_the_best(draw, 1.1, 60, DELTA, 10.0, "poisson")
+    capacity = composition.needed_capacity(draw, 60, 10.0, epsilon, DELTA)
+    passed = 60 * 10 * binom.sf(capacity, 400, 20 / 400)
+    assert (1 + math.exp(epsilon)) * passed <= DELTA / 2
+    assert (1 + math.exp(epsilon)) * 600 * binom.sf(capacity - 1, 400, 0.05) > DELTA / 2
+
+
+def test_the_cap_has_to_hold_for_every_client_not_for_the_dearest_alone():
+    """At one expected batch a larger client passes a cap more often, though it costs less."""
+    small, both = (
+        privacy((20,), capacity=20, noise=3.0),
+        privacy((20, 1000), capacity=20, noise=3.0),
+    )
+    law = search(trials_law="poisson")
+    assert search_cost.of_the_best(law, [small]).epsilon is not None
+    assert search_cost.of_the_best(law, [both]).epsilon is None
+
+
+def test_where_a_cap_is_tight_the_dearest_is_not_guessed():
+    """There the client that draws with the highest probability is not the one that pays most."""
+    runs = [privacy((40, 1000), capacity=24, noise=1.5, steps=3)] * 2
+    cost = search_cost.of_all(runs, False)
+    assert "basic composition" in cost.how
+    assert cost.epsilon == pytest.approx(2 * runs[0]["epsilon"])
+    same = search_cost.of_all(runs, True)
+    draw = accounting.sampling(1000, 20, 24)
+    assert same.epsilon >= accounting.epsilon_of(draw, 1.5, 6, DELTA) * 0.999
+
+
+def test_small_epsilons_compose_too():
+    runs = [privacy(noise=20.0, steps=3)] * 2
+    assert runs[0]["epsilon"] < 0.1
+    assert "composed" in search_cost.of_all(runs, True).how
+
+
+def test_whole_clients_have_a_cost_only_where_they_are_the_same_in_all_runs():
+    runs = [privacy() | {"unit": "client"}] * 2
+    assert search_cost.of_all(runs, False).epsilon is None
+    assert search_cost.of_the_best(search(trials_law="poisson", seeds=2), runs).epsilon is None
+
+
+def test_what_a_start_has_cost_is_not_forgotten():
+    runs = [privacy() | {"started_from": {"epsilon": 3.0}}]
+    assert search_cost.of_all(runs, True).epsilon is None
+    assert search_cost.of_the_best(search(trials_law="poisson"), runs).epsilon is None
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "as much as all"),
+        ({}, "as that of all runs"),
         ({"trials_law": "poisson", "over": {"privacy.epsilon": [1.0, 3.0]}}, "privacy.epsilon"),
         ({"trials_law": "poisson", "over": {"batch_size": [8, 16]}}, "batch_size"),
     ],

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import cli, sweep_results
+from ffalora_jax import cli, rng, run_folder, sweep_results
 from ffalora_jax.adapter_file import read_adapter
 from ffalora_jax.errors import BAD_INPUT, InputError
 from ffalora_jax.many_runs import ManyRuns
@@ -58,7 +58,8 @@ def leaves(path):
 
 
 def test_each_run_is_that_run_made_alone(found, tmp_path):
-    alone = ffa.simulate(small(noise_seed=5, seed=1, **{RATE: 0.6}), out=tmp_path / "alone")
+    own = rng.noise_seed_of(5, 1, 1)
+    alone = ffa.simulate(small(noise_seed=own, seed=1, **{RATE: 0.6}), out=tmp_path / "alone")
     run = ffa.load_run(found.path / "runs" / "001-1")
     mine, theirs = leaves(alone.path), leaves(run.path)
     assert mine.keys() == theirs.keys()
@@ -148,6 +149,40 @@ def test_the_command_prints_the_table_and_resumes(found, capsys, tmp_path):
     assert "best" in shown
     assert "seed by seed" in shown
     assert "4 runs composed" in shown
+    assert "no intervals" in shown
+    assert "always naming" in shown
+    assert cli.main(["resume", str(path), "--rounds", "3"]) == BAD_INPUT
+    assert "is a search" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_spent_in_the_books(found, tmp_path, monkeypatch):
+    path = tmp_path / "copy"
+    shutil.copytree(found.path, path)
+    shutil.rmtree(path / "runs" / "001-1")
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ManyRuns, "_run", stopped)
+    with pytest.raises(KeyboardInterrupt, match="ffalora resume"):
+        ffa.sweep(small(noise_seed=5), SEARCH, out=path)
+    summary = json.loads((path / "summary.json").read_text())
+    assert summary["runs"] == 3
+    assert "3 runs composed" in summary["privacy"]["every_run"]["how"]
+
+
+def test_a_folder_with_runs_of_other_settings_is_refused(found, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(found.path, path)
+    file = path / "runs" / "000-1" / "experiment.toml"
+    file.write_text(file.read_text().replace("learning_rate = 0.2", "learning_rate = 0.3"))
+    with pytest.raises(InputError, match="other settings"):
+        ffa.sweep(small(noise_seed=5), SEARCH, out=path)
+
+
+def test_two_processes_cannot_be_at_one_search(found):
+    with run_folder.locked(found.path / "sweep.toml"), pytest.raises(InputError, match="Another"):
+        ffa.sweep(small(noise_seed=5), SEARCH, out=found.path)
 
 
 @pytest.mark.thorough
@@ -173,6 +208,9 @@ def test_what_cannot_be_made_is_a_row_and_all_of_it_an_error(tmp_path):
         (["--over", "method.name"], "NAME=VALUE"),
         (["--over", "method.rank=x"], "Expected int"),
         (["--seeds", "2", "--strategy", "gird"], "grid"),
+        (["--over", "method.name=ffa_lora,fedavg"], "Did you mean 'fedavg_lora'"),
+        (["--seeds", "2", "--storage", "/no/such/folder/journal"], "Cannot open --storage"),
+        (["--seeds", "2", "--track", "tensorboard"], "ffalora run"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys, tmp_path):

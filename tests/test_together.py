@@ -110,7 +110,7 @@ def test_side_by_side_every_mechanism_gives_what_it_gives_alone(mechanism):
     if mechanism == "dp_sgd_banded":
         pytest.skip("its groups need more examples than the small run's smallest client has")
     loader = Loader()
-    changes = {"optimizer.learning_rate": 0.25}
+    changes = {} if mechanism == "dp_sgd_secagg" else {"optimizer.learning_rate": 0.25}
     if kind_of(prepared("ffa_lora", mechanism)) == kind_of(
         prepare(experiment("ffa_lora", mechanism, **{"privacy.noise_multiplier": 1.4}))
     ):
@@ -134,11 +134,24 @@ def test_side_by_side_every_mechanism_gives_what_it_gives_alone(mechanism):
         ("ffa_lora", "dp_fedavg", {"privacy.noise_multiplier": 1.4}),
         ("ffa_lora", "dp_sgd_adaptive", {"privacy.noise_multiplier": 1.4}),
         ("rolora", "dp_sgd", {"method.lora_alpha": 5.0}),
+        ("ffa_lora", "dp_sgd_secagg", {"optimizer.learning_rate": 0.1}),
     ],
 )
 def test_what_stands_in_the_program_makes_another_one(method, mechanism, changes):
     found = prepare(experiment(method, mechanism, **changes))
     assert kind_of(found) != kind_of(prepared(method, mechanism))
+
+
+def test_control_variates_are_in_units_of_the_learning_rate():
+    one, two = (
+        prepare(
+            experiment(
+                "ffa_lora", **{"optimizer.control_variates": True, "optimizer.learning_rate": r}
+            )
+        )
+        for r in (0.4, 0.1)
+    )
+    assert kind_of(one) != kind_of(two)
 
 
 def test_clients_drawn_from_the_host_share_no_program():

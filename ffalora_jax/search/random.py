@@ -11,8 +11,15 @@ from ffalora_jax.search import Wave, Waves, sampled
 
 
 def build(search: SearchConfig, space: Space, rounds: int, seed: int, secret: int) -> Waves:
-    """Yields all of them at once; an empty wave where the law gives no trial."""
+    """Yields all of them at once; an empty wave where the law gives no trial.
+
+    Guarantee: under a law the settings come from the secret as well. The theorem is about repetitions of one
+    mechanism, which draws its settings itself; of settings that anybody can compute the best one's would
+    tell which trial it was, and that those before it were worse.
+    """
     draw = rng.numpy_rng(seed, rng.Purpose.SEARCH)
+    if search.trials_law != "fixed":
+        draw = rng.numpy_rng(secret, rng.Purpose.SECRET_SEARCH)
     yield Wave(sampled(space, draw, number_of_trials(search, secret)), rounds)
 
 

@@ -7,7 +7,9 @@ What is tracked is what ``metrics.jsonl`` has: part of it is not private (``priv
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ffalora_jax import registry
@@ -38,7 +40,9 @@ def tracking(*names: str) -> Iterator[Callable[[Any], None]]:
     open_now: list[Writer] = []
 
     def observe(event: Any) -> None:
-        if event.path is not None and not open_now:
+        if event.path is not None:
+            while open_now:  # of the run before
+                open_now.pop().close()
             experiment = load_experiment(event.path / "experiment.toml")
             settings = flat_settings(experiment)
             open_now.extend(make(event.path, settings) for make in makers)
@@ -52,6 +56,12 @@ def tracking(*names: str) -> Iterator[Callable[[Any], None]]:
     finally:
         for writer in open_now:
             writer.close()
+
+
+def identity(path: Path) -> str:
+    """Returns what a run is known by: the same when it goes on, another of a new one in its place."""
+    began = (path / "experiment.toml").stat().st_mtime_ns
+    return hashlib.sha256(f"{path.absolute()} {began}".encode()).hexdigest()[:16]
 
 
 def need(name: str) -> None:

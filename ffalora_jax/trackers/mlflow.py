@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ffalora_jax.trackers import Writer
+from ffalora_jax.trackers import Writer, identity
 
-EXPERIMENT, FOLDER = "ffalora_jax", "ffalora_jax.folder"
+EXPERIMENT, FOLDER, KNOWN_BY = "ffalora_jax", "ffalora_jax.folder", "ffalora_jax.identity"
 
 
 def build(path: Path, settings: dict[str, Any]) -> Writer:
@@ -15,13 +15,12 @@ def build(path: Path, settings: dict[str, Any]) -> Writer:
     client = mlflow.MlflowClient()
     known = client.get_experiment_by_name(EXPERIMENT)
     number = client.create_experiment(EXPERIMENT) if known is None else known.experiment_id
-    place = str(path.absolute())
-    asked = f"tags.`{FOLDER}` = '{place.replace(chr(39), '_')}'"
+    asked = f"tags.`{KNOWN_BY}` = '{identity(path)}'"
     before = client.search_runs([number], asked, max_results=1)
     if before:
         name = before[0].info.run_id
     else:
-        tags = {FOLDER: place.replace(chr(39), "_")}
+        tags = {KNOWN_BY: identity(path), FOLDER: str(path.absolute())}
         name = client.create_run(number, tags=tags, run_name=path.name).info.run_id
         for setting, value in settings.items():
             client.log_param(name, setting, str(value)[:500])

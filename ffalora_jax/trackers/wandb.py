@@ -1,11 +1,10 @@
 """Weights & Biases, offline unless WANDB_MODE says otherwise: nothing leaves the machine by itself."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-from ffalora_jax.trackers import Writer
+from ffalora_jax.trackers import Writer, identity
 
 
 def build(path: Path, settings: dict[str, Any]) -> Writer:
@@ -15,7 +14,7 @@ def build(path: Path, settings: dict[str, Any]) -> Writer:
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "ffalora_jax"),
         name=path.name,
-        id=hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16],
+        id=identity(path),
         resume="allow",
         dir=str(path),
         config=settings,
