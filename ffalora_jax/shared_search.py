@@ -22,6 +22,8 @@ from ffalora_jax.search import Trial, every_combination, rungs, size_of
 from ffalora_jax.search._optuna import FAILED_SCORE, need_optuna, suggested
 
 POLL_SECONDS = 1.0
+ATTEMPTS = 3
+"""To open a storage."""
 Advance = Callable[[Trial, int], tuple[float, list[dict[str, Any]]]]
 """(trial, rounds) -> its score after them, and what is to be known of its runs."""
 
@@ -32,7 +34,7 @@ class Mine(NamedTuple):
     trial: Any
     """optuna's."""
     what: Trial
-    was_anothers: bool = False
+    was_elsewhere: bool = False
 
 
 class SharedSearch:
@@ -47,6 +49,7 @@ class SharedSearch:
         self._grid = every_combination(space) if few else self._grid
         self.count = search.trials if self._grid is None else len(self._grid)
         self._me = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
+        self._place = ""
         self._study = _study(search, name, rounds)
         told = self._study.user_attrs.get("search")
         if told is None:
@@ -56,18 +59,19 @@ class SharedSearch:
                 f"The storage has another search by the name {name!r}: give this one another --name."
             )
 
-    def work(self, advance: Advance, has_begun: Callable[[int], bool] = lambda trial: True) -> None:
+    def work(self, advance: Advance, place: str = "") -> None:
         """Does trials until none is left, and none of a worker that died.
 
         Args:
             advance: makes a trial's rounds.
-            has_begun: says whether a trial's runs lie here. Of one that is taken over and does not, what was
-                begun elsewhere is lost, and is counted beside what is made anew.
+            place: names the folder that the runs lie in. What a worker with another one had begun of a trial
+                that is taken over is lost, and is counted beside what is made anew.
         """
+        self._place = place
         while True:
             mine = self._begun() or self._taken_over()
             if mine is not None:
-                if mine.was_anothers and not has_begun(mine.what.number):
+                if mine.was_elsewhere:
                     lost = mine.trial.user_attrs.get("lost", 0) + 1
                     mine.trial.set_user_attr("lost", lost)
                 with self._alive(mine.trial), contextlib.suppress(Busy):  # it lives, and is at it
@@ -132,11 +136,12 @@ class SharedSearch:
         for frozen in self._running():
             if time.time() - frozen.user_attrs.get("alive", 0.0) < self.search.stale_seconds:
                 continue
+            moved = frozen.user_attrs.get("place") != self._place
             trial = optuna.trial.Trial(self._study, frozen._trial_id)
             self._claim(trial)
             time.sleep(POLL_SECONDS)  # of several that claim it the last one has it
             if self._owner(trial) == self._me:
-                return Mine(trial, Trial(trial.number, self._settings(trial)), True)
+                return Mine(trial, Trial(trial.number, self._settings(trial)), moved)
         return None
 
     def _owner(self, trial: Any) -> str | None:
@@ -153,6 +158,7 @@ class SharedSearch:
 
     def _claim(self, trial: Any) -> None:
         trial.set_user_attr("worker", self._me)
+        trial.set_user_attr("place", self._place)
         trial.set_user_attr("alive", time.time())
 
     @contextlib.contextmanager
@@ -192,19 +198,25 @@ def _study(search: SearchConfig, name: str, rounds: int) -> Any:
         pruner = optuna.pruners.SuccessiveHalvingPruner(
             min_resource=rungs(search, rounds)[0], reduction_factor=round(search.keep)
         )
-    try:
-        storage = _storage(str(search.storage))
-        return optuna.create_study(
-            storage=storage,
-            study_name=name,
-            sampler=sampler,
-            pruner=pruner,
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except Exception as error:  # of as many kinds as there are databases
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"Cannot open --storage {_without_password(search)}: {said}") from error
+    for attempt in range(ATTEMPTS):
+        try:
+            return optuna.create_study(
+                storage=_storage(str(search.storage)),
+                study_name=name,
+                sampler=sampler,
+                pruner=pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except Exception as error:  # of as many kinds as there are databases
+            if attempt + 1 < ATTEMPTS:  # two workers that make the tables at once hinder each other
+                time.sleep(POLL_SECONDS)
+                continue
+            said = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"Cannot open --storage {_without_password(search)}: {said}"
+            ) from error
+    raise AssertionError("unreachable")
 
 
 def _storage(address: str) -> Any:

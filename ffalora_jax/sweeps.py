@@ -140,7 +140,10 @@ def _check_names(space: Space) -> None:
 
 def _is_half_made(path: Path) -> bool:
     """Whether the folder is one whose making was cut off."""
-    return path.is_dir() and {file.name for file in path.iterdir()} <= {RUNS, SECRET}
+    if not path.is_dir():
+        return False
+    there = {file.name for file in path.iterdir() if not file.name.startswith(".")}
+    return there <= {RUNS, SECRET, FILE}
 
 
 def _begin(path: Path, text: str, noise_seed: int | None, storage: str | None) -> None:

@@ -12,7 +12,7 @@ from ffalora_jax.config import DataConfig, Experiment
 from ffalora_jax.data import as_dataset, jsonl, parquet, synthetic
 from ffalora_jax.data import csv as csv_files
 from ffalora_jax.errors import InputError
-from ffalora_jax.prepare import load_dataset
+from ffalora_jax.load import load_dataset
 
 COLUMNS = {
     "text": ["fine, really", 'she said "no"', "two\nlines", "ünïcode ☂", "plain"],

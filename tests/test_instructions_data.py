@@ -11,7 +11,7 @@ from ffalora_jax.answers import final_number
 from ffalora_jax.config import DataConfig, Experiment
 from ffalora_jax.data import as_dataset, gsm8k, instructions
 from ffalora_jax.errors import InputError
-from ffalora_jax.prepare import load_dataset
+from ffalora_jax.load import load_dataset
 
 PAIRS = [
     {"prompt": "Say hello.", "response": "Hello.", "site": "north"},

@@ -57,6 +57,20 @@ def test_a_silent_workers_trial_is_taken_over_with_its_settings(tmp_path):
     assert (0, 9, lost.what.settings[RATE]) in made
 
 
+def test_what_was_begun_in_another_folder_is_counted_and_in_the_same_one_is_not(tmp_path):
+    for number, (before, after, lost) in enumerate(
+        [("here", "there", {0: 1}), ("here", "here", {})]
+    ):
+        dead, alive = (
+            worker(tmp_path / f"journal{number}", trials=1, stale_seconds=0.2) for _ in range(2)
+        )
+        dead._place = before
+        dead._begun()
+        time.sleep(0.3)
+        alive.work(advance_to([]), after)
+        assert alive.lost() == lost
+
+
 def test_a_trial_of_a_worker_that_says_it_is_alive_is_left_to_it(tmp_path):
     busy = worker(tmp_path / "journal", trials=1, stale_seconds=0.5)
     mine = busy._begun()
@@ -136,6 +150,15 @@ def assert_shared(tmp_path, storage):
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
+    try:
+        see_it_through(workers, out)
+    finally:
+        for one in workers:
+            one.kill()
+            one.communicate()
+
+
+def see_it_through(workers, out):
     end = time.monotonic() + 120
     while not any((out / "runs").glob("*/metrics.jsonl")) and time.monotonic() < end:
         time.sleep(0.05)
@@ -143,7 +166,6 @@ def assert_shared(tmp_path, storage):
     for one in workers[1:]:
         _, complaints = one.communicate(timeout=240)
         assert one.returncode == 0, complaints
-    workers[0].communicate()
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [row["trial"] for row in rows] == list(range(6))
     assert all(row["status"] == "done" and row["rounds"] == 4 for row in rows)

@@ -10,7 +10,7 @@ from ffalora_jax.config import DataConfig, Experiment
 from ffalora_jax.data import _tfds, glue
 from ffalora_jax.errors import InputError
 from ffalora_jax.images import ImageSettings, load_images
-from ffalora_jax.prepare import load_dataset
+from ffalora_jax.load import load_dataset
 from tests import tfds_files
 from tests.tfds_files import pixels_of
 
