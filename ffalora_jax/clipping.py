@@ -128,30 +128,32 @@ def clipped_sum_in_blocks(
     batch = longest_first(batch, data.lengths)
     rows = jnp.pad(batch.rows, (0, padding))
     is_real = jnp.pad(batch.is_real, (0, padding))
-    widths = jnp.asarray(blocks.widths[:-1], jnp.int32)
+    *narrower, _ = blocks.widths
+    widths = jnp.asarray(narrower, jnp.int32)
 
     def at_width(width, rows, is_real):
         examples = take(data, rows, width)
         return clipped_sum(example_loss, trained, examples, is_real, clip_norm, members)
 
     # The last width is the whole one, of images too, which have none to cut.
-    branches = [partial(at_width, width) for width in (*blocks.widths[:-1], None)]
+    branches = [partial(at_width, width) for width in (*narrower, None)]
 
-    def one_block(index):
-        here = jax.lax.dynamic_slice_in_dim(rows, index * size, size)
-        real = jax.lax.dynamic_slice_in_dim(is_real, index * size, size)
+    def sum_of(here, real):
         longest = jnp.max(jnp.where(real, data.lengths[here], 0))
         return jax.lax.switch(jnp.sum(longest > widths), branches, here, real)
 
     if size == capacity:
-        return one_block(0)
+        return sum_of(rows, is_real)
 
-    shapes = jax.eval_shape(one_block, size)
+    def added(index, total):
+        here = jax.lax.dynamic_slice_in_dim(rows, index * size, size)
+        real = jax.lax.dynamic_slice_in_dim(is_real, index * size, size)
+        return jax.tree.map(jnp.add, total, sum_of(here, real))
+
+    shapes = jax.eval_shape(sum_of, rows[:size], is_real[:size])
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     num_blocks = -(-jnp.sum(is_real) // size)
-    return jax.lax.fori_loop(
-        0, num_blocks, lambda i, total: jax.tree.map(jnp.add, total, one_block(i)), zero
-    )
+    return jax.lax.fori_loop(0, num_blocks, added, zero)
 
 
 def _count(mask: Bool[Array, " example"]) -> Float[Array, ""]:

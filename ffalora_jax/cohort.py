@@ -156,7 +156,7 @@ def draw_cohort(
     if sampling == "fixed":
         return Cohort(jnp.argsort(order)[:cohort_size], jnp.ones(cohort_size, bool))
     included = order < cohort_size / num_clients
-    clients = jnp.argsort(jnp.where(included, order, 2.0))[:capacity]
+    clients = jnp.argsort(jnp.where(included, order, jnp.inf))[:capacity]
     return Cohort(clients, included[clients])
 
 
@@ -225,13 +225,13 @@ def draw_batch(
     size remains, since the slots are filled in the order of the same random words. With ``group`` (i, b) that
     holds for the members whose place is i modulo b, and no other is drawn.
     """
-    words = jax.random.bits(key, members.shape, "uint32")
-    place = jnp.arange(members.shape[0])
+    (count,) = members.shape
+    words, place = jax.random.bits(key, (count,), "uint32"), jnp.arange(count)
     included = (words < limit) & (place < size)
     if group is not None:
         included &= place % group[1] == group[0]
-    last = jnp.uint32(2**32 - 1)  # above every included word, since words < limit <= last
-    slots = jnp.argsort(jnp.where(included, words, last))[: min(capacity, members.shape[0])]
+    last = jnp.uint32(jnp.iinfo(jnp.uint32).max)  # above every included word: words < limit <= last
+    slots = jnp.argsort(jnp.where(included, words, last))[: min(capacity, count)]
     return Batch(members[slots], included[slots])
 
 

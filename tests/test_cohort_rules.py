@@ -131,17 +131,29 @@ def examples(count=12, width=5):
     return client_data(inputs, np.arange(count) % 2, np.full(count, width), [np.arange(count)])
 
 
-def test_bands_take_turns_over_all_steps_of_the_run():
+@pytest.mark.parametrize(("bands", "steps"), [(3, 2), (2, 3)])
+def test_bands_take_turns_over_all_steps_of_the_run(bands, steps):
     data = examples()
     found = []
-    for round_index in range(3):
+    for round_index in range(2):
         batch = draw_local_batches(
-            rng.secret_root(0), jnp.int32(round_index), 0, data, 0, ALL, 2, 12, bands=3
+            rng.secret_root(0), jnp.int32(round_index), 0, data, 0, ALL, steps, 12, bands=bands
         )
-        for step in range(2):
+        for step in range(steps):
             found.append(np.asarray(batch.rows)[step][np.asarray(batch.is_real)[step]])
-    assert [set(rows % 3) for rows in found] == [{0}, {1}, {2}, {0}, {1}, {2}]
-    assert all(len(rows) == 4 for rows in found)
+    assert [set(rows % bands) for rows in found] == [{n % bands} for n in range(2 * steps)]
+    assert all(len(rows) == 12 // bands for rows in found)
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_cohort_has_its_capacity_of_slots_and_no_more(secret):
+    who = settings(count=1000, size=25, sampling="poisson", secret_cohort=secret)
+    assert draw_cohort_of(who, keys(), jnp.int32(0)).clients.shape == (45,)
+
+
+def test_a_text_without_tokens_counts_as_one_and_no_other_changes():
+    data = client_data({"x": np.zeros(3)}, np.zeros(3), np.asarray([0, 1, 4]), [np.arange(3)])
+    assert data.lengths.tolist() == [1, 1, 4]
 
 
 def test_after_its_own_steps_a_client_draws_nothing():
