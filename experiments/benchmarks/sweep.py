@@ -71,7 +71,9 @@ def main() -> None:
         line = {"benchmark": "sweep", "workload": name, "runs": len(RATES) * len(NORMS)}
         line |= {"seconds": {way: statistics.median(found) for way, found in seconds.items()}}
         line |= {"width": options.width or "chosen", "repeats": options.repeats}
-        print(json.dumps(line | {"speed_up": statistics.median(a / b for a, b in pairs)}), flush=True)
+        print(
+            json.dumps(line | {"speed_up": statistics.median(a / b for a, b in pairs)}), flush=True
+        )
 
 
 def timed(call: Callable, experiment: ffa.Experiment, model: nnx.Module | None) -> float:
