@@ -18,6 +18,7 @@ from ffalora_jax.errors import BAD_INPUT, InputError
 from ffalora_jax.many_runs import ManyRuns
 from tests.command import here
 
+pytestmark = pytest.mark.thorough
 RATE = "optimizer.learning_rate"
 SMALL = {
     "name": "small",
@@ -126,7 +127,6 @@ def test_no_secret_is_in_what_others_may_read(found):
             assert file.name == "secret.json" or str(secret) not in file.read_text()
 
 
-@pytest.mark.thorough
 def test_runs_that_were_lost_or_cut_are_made_again_to_the_same_bits(found, tmp_path):
     path = tmp_path / "copy"
     shutil.copytree(found.path, path)
@@ -185,7 +185,6 @@ def test_two_processes_cannot_be_at_one_search(found):
         ffa.sweep(small(noise_seed=5), SEARCH, out=found.path)
 
 
-@pytest.mark.thorough
 def test_what_cannot_be_made_is_a_row_and_all_of_it_an_error(tmp_path):
     over = {"method.name": ["flora", "ffa_lora"], "privacy.mechanism": ["dp_fedavg"]}
     loose = {"cohort_sampling": "poisson", "cohort_size": 1, "privacy.delta": 1e-2}
@@ -229,7 +228,6 @@ def test_intervals_are_students(found):
     assert sweep_results.interval_of([]) == (None, None, None)
 
 
-@pytest.mark.thorough
 def test_halving_stops_the_worse_early_and_they_spend_less(tmp_path):
     search = ffa.SearchConfig("halving", {RATE: [1e-4, 0.3, 0.6]}, trials=3, first_rounds=2)
     made = ffa.sweep(small(rounds=6), search, out=tmp_path / "halving")
@@ -244,7 +242,6 @@ def test_halving_stops_the_worse_early_and_they_spend_less(tmp_path):
     assert sorted(status.values()) == ["done", "stopped", "stopped"]
 
 
-@pytest.mark.thorough
 def test_a_search_that_was_killed_ends_in_the_same_bits(tmp_path):
     """SIGKILL at three moments, then the same command until it ends."""
     arguments = [*FLAGS, "--noise-seed", "5", "--over", f"{RATE}=0.2,0.6", "--seeds", "2"]

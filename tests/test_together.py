@@ -63,7 +63,8 @@ def assert_each_is_as_if_alone(runs, width):
             np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.thorough), 2])
+@pytest.mark.thorough
+@pytest.mark.parametrize("width", [1, 2])
 def test_runs_that_differ_in_numbers_are_one_program_with_each_ones_numbers(width):
     loader = Loader()
     # The tiny model's weights follow from the seed, and those side by side have them in common.
