@@ -6,15 +6,6 @@ from ffalora_jax.cli_privacy import parser_of
 from ffalora_jax.errors import DONE
 
 SHELLS = ("bash", "zsh", "fish")
-NAMED = {
-    "method.name": "methods",
-    "privacy.mechanism": "mechanisms",
-    "method.init": "inits",
-    "model.name": "models",
-    "data.name": "datasets",
-    "search.strategy": "searches",
-}
-"""Settings whose values stand on a shelf."""
 TAKES_SETTINGS = ("run", "sweep", "plan", "check", "audit")
 
 BASH = """_ffalora() {{
@@ -57,7 +48,7 @@ def bash(commands: Sequence[str]) -> str:
 
     values = [
         VALUES.format(flag=name, names=" ".join(registry.available(shelf)))
-        for name, shelf in NAMED.items()
+        for name, shelf in registry.SHELF_OF.items()
     ]
     return BASH.format(
         commands=" ".join(commands),
@@ -76,7 +67,8 @@ def fish(commands: Sequence[str]) -> str:
     lines = [f"complete -c ffalora -n __fish_use_subcommand -f -a '{name}'" for name in commands]
     where = f"'__fish_seen_subcommand_from {' '.join(TAKES_SETTINGS)}'"
     for flag in _flags():
-        names = " ".join(registry.available(NAMED[flag])) if flag in NAMED else ""
+        shelf = registry.SHELF_OF.get(flag)
+        names = " ".join(registry.available(shelf)) if shelf else ""
         more = f" -x -a '{names}'" if names else " -r"
         lines.append(f"complete -c ffalora -n {where} -l {flag}{more}")
     shelves = " ".join(sorted(registry.SHELVES))

@@ -25,14 +25,7 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     Raises:
         InputError: as ``load_experiment``; an unknown flag (suggests the nearest) or a value of another type.
     """
-    file, rest = None, list(arguments)
-    if rest and not rest[0].startswith("-"):
-        file = rest.pop(0)
-    out, rest = take(rest, "--out", "a folder")
-    given = itertools.pairwise(rest)
-    late = next((b for a, b in given if b.endswith(".toml") and not a.startswith("--")), None)
-    if file is None and late is not None:
-        raise InputError(f"The experiment file comes first: ffalora run {late} --setting value ...")
+    file, out, rest = _file_and_folder("run", arguments)
     start = Experiment() if file is None else load_experiment(file)
     description = (
         "Train one model over many sites. [EXPERIMENT.toml] comes first, if any; every setting can be "
@@ -42,6 +35,23 @@ def read_run(arguments: list[str]) -> tuple[Experiment, str | None]:
     )
     usage = "ffalora run [EXPERIMENT.toml] [--out DIR] [--processes auto|N|cluster]"
     return _parse(Experiment, start, rest, usage, description), out
+
+
+def _file_and_folder(
+    command: str, arguments: list[str]
+) -> tuple[str | None, str | None, list[str]]:
+    """Returns the experiment file and ``--out``, where they are given, and the other arguments."""
+    file, rest = None, list(arguments)
+    if rest and not rest[0].startswith("-"):
+        file = rest.pop(0)
+    out, rest = take(rest, "--out", "a folder")
+    given = itertools.pairwise(rest)
+    late = next((b for a, b in given if b.endswith(".toml") and not a.startswith("--")), None)
+    if file is None and late is not None:
+        raise InputError(
+            f"The experiment file comes first: ffalora {command} {late} --setting value ..."
+        )
+    return file, out, rest
 
 
 def take(
@@ -84,10 +94,7 @@ def read_sweep(arguments: list[str]) -> tuple[Experiment, SearchConfig, str | No
         raise InputError(
             "--track and --processes are for `ffalora run`: leave them out of a search."
         )
-    file, rest = None, list(arguments)
-    if rest and not rest[0].startswith("-"):
-        file = rest.pop(0)
-    out, rest = take(rest, "--out", "a folder")
+    file, out, rest = _file_and_folder("sweep", arguments)
     over: dict[str, Any] = {}
     while True:
         given, rest = take(rest, "--over", "NAME=VALUE,VALUE", once=False)

@@ -17,6 +17,18 @@ from ffalora_jax.respond import exact_match, make_responder
 from ffalora_jax.round import RoundState
 
 
+def figures(
+    run: Prepared, predict: Predict, state: RoundState, is_due: bool, is_last: bool
+) -> dict[str, Any]:
+    """Scores the validation part where that is due, and after the last round everything."""
+    found: dict[str, Any] = {}
+    if is_due or is_last:
+        found |= validation(run, predict, state)
+    if is_last:
+        found |= test(run, predict, state) | members(run, predict, state)
+    return found
+
+
 def validation(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
     """Scores at most ``max_validation`` examples of each client's validation part."""
     most = run.experiment.max_validation

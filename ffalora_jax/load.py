@@ -102,14 +102,17 @@ class Loader:
         """Does ``load_model``; what two seeds have in common is one array."""
         if experiment.model.scan_layers:  # ``inject`` takes the blocks out of the module
             return load_model(experiment, self._model, num_classes)
-        settings = repr(experiment.model), experiment.method.start, num_classes
-        others = [kept for name, kept in self._kept.items() if name[:4] == ("model", *settings)]
-        name = "model", *settings, experiment.seed
-        found = self.once(name, lambda: load_model(experiment, self._model, num_classes))
-        if others and found not in others:
-            mine, theirs = nnx.state(found.model), nnx.state(others[0].model)
-            nnx.update(found.model, jax.tree.map(one_if_same, mine, theirs))
-        return found
+        settings = "model", repr(experiment.model), experiment.method.start, num_classes
+
+        def load() -> Loaded:
+            found = load_model(experiment, self._model, num_classes)
+            other = next((one for name, one in self._kept.items() if name[:4] == settings), None)
+            if other is not None:
+                mine, theirs = nnx.state(found.model), nnx.state(other.model)
+                nnx.update(found.model, jax.tree.map(one_if_same, mine, theirs))
+            return found
+
+        return self.once((*settings, experiment.seed), load)
 
     def encoded(self, experiment: Experiment, dataset: Dataset, loaded: Loaded) -> Encoded:
         """Does ``encode``."""

@@ -23,7 +23,7 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.engine import Engine
 from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.experiment_file import from_table, to_toml
-from ffalora_jax.held_out import members, test, validation
+from ffalora_jax.held_out import figures
 from ffalora_jax.interrupt import stop_flag
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.mesh import num_shards, replicated
@@ -210,13 +210,9 @@ class _Computation:
 
     def figures(self) -> dict[str, Any]:
         """Scores what is due after these rounds."""
-        found, last = {}, self.done >= self.span.last
-        if last or self.done % self.run.experiment.evaluate_every == 0:
-            found |= validation(self.run, self._predict, self.state)
-        if last:
-            found |= test(self.run, self._predict, self.state)
-            found |= members(self.run, self._predict, self.state)
-        return found
+        is_due = self.done % self.run.experiment.evaluate_every == 0
+        is_last = self.done >= self.span.last
+        return figures(self.run, self._predict, self.state, is_due, is_last)
 
 
 def _everywhere(run: Prepared, state: RoundState) -> RoundState:

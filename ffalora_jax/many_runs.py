@@ -17,8 +17,7 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import Predict, make_predictor
-from ffalora_jax.held_out import members as of_ensemble
-from ffalora_jax.held_out import test, validation
+from ffalora_jax.held_out import figures
 from ffalora_jax.interrupt import stop_flag
 from ffalora_jax.load import Loader
 from ffalora_jax.loop import rounds_now
@@ -54,6 +53,11 @@ class _Ready(NamedTuple):
     state: RoundState
     last: int
     """The round at which it stops now."""
+
+    @property
+    def planned(self) -> int:
+        """Rounds that it has in the end."""
+        return min(self.run.experiment.rounds, self.run.plan.rounds_within_budget)
 
 
 class ManyRuns:
@@ -162,13 +166,9 @@ class ManyRuns:
             first = program.first
             self._predictors[id(program)] = make_predictor(first.model, first.task, first.mesh)
         predict = self._predictors[id(program)]
-        run, found = one.run._replace(frozen=one.given.frozen, model=program.first.model), {}
-        planned = min(run.experiment.rounds, run.plan.rounds_within_budget)
-        if done == one.last or done % run.experiment.evaluate_every == 0:
-            found |= validation(run, predict, state)
-        if done == planned:
-            found |= test(run, predict, state) | of_ensemble(run, predict, state)
-        return found
+        run = one.run._replace(frozen=one.given.frozen, model=program.first.model)
+        is_due = done == one.last or done % run.experiment.evaluate_every == 0
+        return figures(run, predict, state, is_due, done == one.planned)
 
 
 def _is_alone(run: Prepared) -> bool:
@@ -236,16 +236,15 @@ def _saved(path: Path) -> Ledger | None:
 
 def _record(one: _Ready) -> Record:
     run, program = one.run, one.program
-    planned = min(run.experiment.rounds, run.plan.rounds_within_budget)
-    epsilons = largest_epsilons(run, planned)
+    epsilons = largest_epsilons(run, one.planned)
     if one.ledger is not None:
         folder = RunFolder(one.member.path)
         folder.tidy()
         # It is of fewer rounds: where it stands, the run counts as whole.
         (folder.path / "adapter" / FACTS).unlink(missing_ok=True)
         return Record(run, folder, one.ledger, epsilons)
-    bytes_ = program.compiled_bytes
-    folder, ledger = new_folder(one.member.path, run, bytes_, one.member.noise_seed)
+    member, needed = one.member, program.compiled_bytes
+    folder, ledger = new_folder(member.path, run, needed, member.noise_seed)
     return Record(run, folder, ledger, epsilons)
 
 

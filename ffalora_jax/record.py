@@ -1,5 +1,6 @@
 """What one run leaves behind, from its first checkpoint to its adapter, in the order that a crash allows."""
 
+from pathlib import Path
 from typing import Any
 
 from ffalora_jax import rng
@@ -66,7 +67,9 @@ class Record:
         save_adapter(self.folder.path / "adapter", self.run, state, spent)
 
 
-def new_folder(path, run: Prepared, compiled_bytes: int, noise_seed: int | None = None):
+def new_folder(
+    path: Path, run: Prepared, compiled_bytes: int, noise_seed: int | None = None
+) -> tuple[RunFolder, Ledger]:
     """Makes a run's folder; returns it with the ledger of a run before its first round.
 
     Args:

@@ -21,6 +21,16 @@ SHELVES = {
     "trackers": "trackers",
 }
 
+SHELF_OF = {
+    "method.name": "methods",
+    "privacy.mechanism": "mechanisms",
+    "method.init": "inits",
+    "model.name": "models",
+    "data.name": "datasets",
+    "search.strategy": "searches",
+}
+"""Settings whose value is the name of a member; a model may also be a folder or lie on the hub."""
+
 
 def available(shelf: str) -> list[str]:
     """Returns the names on a shelf, those of installed packages included.

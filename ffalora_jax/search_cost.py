@@ -89,20 +89,8 @@ def of_all(runs: Sequence[dict[str, Any]], same_clients: bool) -> Cost:
     """
     if not runs:
         return Cost(0.0, None, "no run was made")
-    if any(run["unit"] is None for run in runs):
-        return Cost(None, None, "some runs promise no privacy, and so does the whole")
-    if len({run["unit"] for run in runs}) > 1:
-        return Cost(
-            None, None, "runs protect examples and whole clients: two promises, not one sum"
-        )
-    if any(run.get("started_from") for run in runs):
-        return Cost(
-            None, None, "what the adapter cost that runs start from comes on top of all of them"
-        )
-    if runs[0]["unit"] == "client" and not same_clients:
-        return Cost(
-            None, None, "with another split for each seed no client is the same in all runs"
-        )
+    if why := _why_no_sum(runs, same_clients):
+        return Cost(None, None, why)
     delta = max(run["delta"] for run in runs)
     each = [kinds_of(run) for run in runs]
     if any(kinds is None or (not same_clients and _is_tight(kinds)) for kinds in each):
@@ -121,6 +109,19 @@ def of_all(runs: Sequence[dict[str, Any]], same_clients: bool) -> Cost:
     dearest = [_dearest(one) for one in kinds]
     epsilon = composition.epsilon_together(dearest, delta)
     return Cost(epsilon, delta, f"{_runs(runs)} composed, each at its clients' dearest")
+
+
+def _why_no_sum(runs: Sequence[dict[str, Any]], same_clients: bool) -> str:
+    """Returns why runs have no epsilon in common, or nothing if they have."""
+    if any(run["unit"] is None for run in runs):
+        return "some runs promise no privacy, and so does the whole"
+    if len({run["unit"] for run in runs}) > 1:
+        return "runs protect examples and whole clients: two promises, not one sum"
+    if any(run.get("started_from") for run in runs):
+        return "what the adapter cost that runs start from comes on top of all of them"
+    if runs[0]["unit"] == "client" and not same_clients:
+        return "with another split for each seed no client is the same in all runs"
+    return ""
 
 
 def _runs(runs: Sequence[Any]) -> str:
@@ -149,29 +150,13 @@ def _dearest(kinds: Sequence[Kind]) -> Kind:
 
 def of_the_best(search: SearchConfig, runs: Sequence[dict[str, Any]]) -> Cost:
     """Returns the cost of giving out the best trial alone, with its settings, where a theorem says it."""
-    if search.trials_law == "fixed":
-        return Cost(
-            None,
-            None,
-            "as that of all runs (a law for the number of trials makes it less: docs/search.md)",
-        )
-    varied = [name for name in search.over if name.startswith(COUNTED)]
-    if varied:
-        return Cost(
-            None, None, f"not covered: trials differ in what they cost ({', '.join(varied)})"
-        )
-    each = [kinds_of(run) for run in runs if run["unit"] is not None]
-    if not each or None in each or len(each) < len(runs):
-        return Cost(
-            None, None, "not covered: runs whose cost is no plain composition of their steps"
-        )
+    if why := _why_not_covered(search, runs):
+        return Cost(None, None, why)
+    each = [kinds_of(run) for run in runs]
     every = [kind for kinds in each if kinds is not None for kind in kinds]
-    if runs[0]["unit"] == "client" and search.seeds > 1:
-        return Cost(
-            None, None, "not covered: with another split for each seed no client is the same"
-        )
-    if any(run.get("started_from") for run in runs):
-        return Cost(None, None, "not covered: runs that start from an adapter")
+    if not every or None in each:
+        why = "not covered: runs whose cost is no plain composition of their steps"
+        return Cost(None, None, why)
     one, delta = _dearest(every), max(run["delta"] for run in runs)
     steps, trials = one.steps * search.seeds, float(search.trials)
     epsilon = composition.epsilon_of_the_best(
@@ -192,3 +177,14 @@ def of_the_best(search: SearchConfig, runs: Sequence[dict[str, Any]]) -> Cost:
         f"a secret number of trials, {search.trials_law} with mean {search.trials}, independent of each "
         "other, of which the best alone is given out, without its number (Papernot & Steinke 2022)",
     )
+
+
+def _why_not_covered(search: SearchConfig, runs: Sequence[dict[str, Any]]) -> str:
+    """Returns why the theorem says nothing of a search, or nothing if it does."""
+    if search.trials_law == "fixed":
+        return "as that of all runs (a law for the number of trials makes it less: docs/search.md)"
+    varied = [name for name in search.over if name.startswith(COUNTED)]
+    if varied:
+        return f"not covered: trials differ in what they cost ({', '.join(varied)})"
+    why = _why_no_sum(runs, search.seeds == 1) if runs else "no run was made"
+    return why and f"not covered: {why}"

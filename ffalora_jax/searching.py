@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from ffalora_jax import rng, search_cost
 from ffalora_jax.config import Experiment
 from ffalora_jax.config_search import SearchConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
 from ffalora_jax.loop import Event, Observer
-from ffalora_jax.many_runs import Member
+from ffalora_jax.many_runs import ManyRuns, Member
 from ffalora_jax.matched import with_matched_rank
 from ffalora_jax.run_folder import RunFolder
 from ffalora_jax.search import Trial, Waves
@@ -30,6 +32,11 @@ from ffalora_jax.sweep_results import (
 RUNS = "runs"
 
 
+def folder_of(trial: int, repeat: int) -> str:
+    """Returns where a run lies in the search's folder."""
+    return f"{RUNS}/{trial:03d}-{repeat}"
+
+
 class Searching:
     """A search while it is gone through."""
 
@@ -40,10 +47,12 @@ class Searching:
         path: Path,
         secret: int,
         observe: Observer,
+        data: Any = None,
+        model: nnx.Module | None = None,
     ):
         self.experiment, self.search, self.path, self.secret = experiment, search, path, secret
         self.observe = observe
-        self.many: Any = None
+        self.many = ManyRuns(data, model, self.tell)
         self.rows: list[dict[str, Any]] = []
         self.told: dict[str, Any] = {}
         self.lost: list[dict[str, Any]] = []
@@ -99,25 +108,18 @@ class Searching:
 
     def advance(self, trials: Sequence[Trial], rounds: int) -> list[float]:
         """Brings trials to so many rounds; returns their scores."""
-        members, places, early = [], [], {}
+        members: dict[tuple[int, int], Member] = {}
+        refused: dict[tuple[int, int], str | None] = {}
         self.begun |= {trial.number: trial for trial in trials}
         for trial in trials:
             for repeat in range(self.search.seeds):
-                place = trial, repeat
                 try:
-                    members.append(self.member(trial, repeat))
-                    places.append(place)
+                    members[trial.number, repeat] = self.member(trial, repeat)
                 except InputError as error:
-                    early[trial.number, repeat] = str(error)
+                    refused[trial.number, repeat] = str(error)
         self._planned += len(members)
-        refused = dict(
-            zip(
-                ((trial.number, repeat) for trial, repeat in places),
-                self.many.advance(members, rounds),
-                strict=True,
-            )
-        )
-        refused |= early
+        whys = self.many.advance(list(members.values()), rounds)
+        refused |= zip(members, whys, strict=True)
         here = {trial.number for trial in trials}
         self.rows = [row for row in self.rows if row["trial"] not in here]
         scores = []
@@ -135,15 +137,10 @@ class Searching:
         Raises:
             InputError: its settings do not go together.
         """
-        name = f"{trial.number:03d}-{repeat}"
-        experiment = self.experiment.replace(
-            **trial.settings,
-            seed=self.experiment.seed + repeat,
-            # The best of a secret number of trials is given out without its number.
-            name=f"{self.experiment.name} {name}"
-            if self.search.trials_law == "fixed"
-            else self.experiment.name,
-        )
+        experiment = self.experiment.replace(**trial.settings, seed=self.experiment.seed + repeat)
+        folder = folder_of(trial.number, repeat)
+        if self.search.trials_law == "fixed":  # else the best is given out without its number
+            experiment = experiment.replace(name=f"{experiment.name} {Path(folder).name}")
         if self.search.match == "parameters":
             same = {n: v for n, v in trial.settings.items() if n != "method.name"}
             reference = self.experiment.replace(**same, seed=experiment.seed)
@@ -152,11 +149,11 @@ class Searching:
         given = self.experiment.noise_seed
         secret = self.secret if given is None else given
         seed = rng.noise_seed_of(secret, trial.number, repeat)
-        return Member(experiment, self.path / RUNS / name, seed)
+        return Member(experiment, self.path / folder, seed)
 
     def row(self, trial: Trial, repeat: int, why: str | None) -> dict[str, Any]:
         """Returns one run's row."""
-        folder = f"{RUNS}/{trial.number:03d}-{repeat}"
+        folder = folder_of(trial.number, repeat)
         facts = {"trial": trial.number, "repeat": repeat, "seed": self.experiment.seed + repeat}
         facts |= {"folder": folder, **trial.settings}
         if why is not None:
@@ -169,8 +166,8 @@ class Searching:
         self.rows = [row for row in self.rows if (row["trial"], row["repeat"]) in known]
         for trial in self.begun.values():
             for repeat in range(self.search.seeds):
-                file = self.path / RUNS / f"{trial.number:03d}-{repeat}" / "privacy.json"
-                if (trial.number, repeat) not in known and file.is_file():
+                begun = self.path / folder_of(trial.number, repeat) / "privacy.json"
+                if (trial.number, repeat) not in known and begun.is_file():
                     self.rows.append(self.row(trial, repeat, None))
         self.rows.sort(key=lambda row: (row["trial"], row["repeat"]))
 

@@ -20,19 +20,12 @@ from ffalora_jax.config_search import SearchConfig, Space, space_of
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import build, search_toml
 from ffalora_jax.loop import Event, Observer
-from ffalora_jax.many_runs import ManyRuns
 from ffalora_jax.run_folder import check_free, locked
 from ffalora_jax.searching import RUNS, Searching
 from ffalora_jax.shared_search import SharedSearch
 from ffalora_jax.simulation import folder_of, free_path
 
 FILE, SECRET = "sweep.toml", "secret.json"
-SHELF_OF = {
-    "method.name": "methods",
-    "privacy.mechanism": "mechanisms",
-    "method.init": "inits",
-    "data.name": "datasets",
-}
 
 
 class Sweep(NamedTuple):
@@ -105,8 +98,8 @@ def sweep(
         _begin(path, text, experiment.noise_seed, search.storage)
     secret, given = _taken_up(path, text)
     observe(Event(f"folder {path}"))
-    going = Searching(experiment.replace(noise_seed=given), search, path, secret, observe)
-    going.many = ManyRuns(data, model, going.tell)
+    experiment = experiment.replace(noise_seed=given)
+    going = Searching(experiment, search, path, secret, observe, data, model)
     try:
         if shared is None:
             with locked(path / FILE):
@@ -132,10 +125,10 @@ def _asked(search: SearchConfig | dict[str, Any]) -> SearchConfig:
 
 def _check_names(space: Space) -> None:
     """Raises InputError for a name that is on no shelf: said now, not after the runs of the others."""
-    for setting, shelf in SHELF_OF.items():
-        values = space.get(setting, [])
-        for name in values if isinstance(values, list) else []:
-            registry.lookup(shelf, name)
+    for setting, values in space.items():
+        if setting in registry.SHELF_OF and setting != "model.name" and isinstance(values, list):
+            for name in values:
+                registry.lookup(registry.SHELF_OF[setting], name)
 
 
 def _is_half_made(path: Path) -> bool:

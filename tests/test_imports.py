@@ -118,6 +118,7 @@ ROOMS = (
     "sweeps",
     "trackers",
     "console",
+    "console_sweep",
     "flags",
     "plan",
     "cli_plan",
