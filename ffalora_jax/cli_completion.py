@@ -48,7 +48,7 @@ def bash(commands: Sequence[str]) -> str:
 
     values = [
         VALUES.format(flag=name, names=" ".join(registry.available(shelf)))
-        for name, shelf in registry.SHELF_OF.items()
+        for name, shelf in _shelves().items()
     ]
     return BASH.format(
         commands=" ".join(commands),
@@ -67,7 +67,7 @@ def fish(commands: Sequence[str]) -> str:
     lines = [f"complete -c ffalora -n __fish_use_subcommand -f -a '{name}'" for name in commands]
     where = f"'__fish_seen_subcommand_from {' '.join(TAKES_SETTINGS)}'"
     for flag in _flags():
-        shelf = registry.SHELF_OF.get(flag)
+        shelf = _shelves().get(flag)
         names = " ".join(registry.available(shelf)) if shelf else ""
         more = f" -x -a '{names}'" if names else " -r"
         lines.append(f"complete -c ffalora -n {where} -l {flag}{more}")
@@ -77,6 +77,14 @@ def fish(commands: Sequence[str]) -> str:
 
 
 def _flags() -> list[str]:
-    from ffalora_jax.flags import Searched, names_of
+    from ffalora_jax.flags import SHORT, Searched, names_of
 
-    return [name.replace("_", "-") for name in names_of(Searched)] + ["out", "over"]
+    names = [name.replace("_", "-") for name in names_of(Searched)]
+    return [*names, *(short.removeprefix("--") for short in SHORT), "out", "over", "track", "json"]
+
+
+def _shelves() -> dict[str, str]:
+    """Returns the shelf of each flag whose values are names."""
+    from ffalora_jax import registry
+
+    return registry.SHELF_OF | {"strategy": "searches", "track": "trackers"}

@@ -41,7 +41,7 @@ def _cells(trial: dict[str, Any], varied: list[str], best: int | None) -> list[s
         f"{'best ' * (trial['trial'] == best)}{trial['trial']}",
         *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in settings),
         str(trial["rounds"]),
-        _with_interval(trial["accuracy"], trial["runs"]),
+        _with_interval(trial["validation_accuracy"], trial["runs"]),
         _with_interval(trial["test_accuracy"], trial["runs"]),
         words.number(trial["epsilon"]),
         "–" if trial["bytes_per_client"] is None else words.size(trial["bytes_per_client"]),

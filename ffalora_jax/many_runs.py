@@ -67,7 +67,7 @@ class ManyRuns:
         self,
         data: Any = None,
         model: nnx.Module | None = None,
-        say: Callable[[int], None] = lambda ended: None,
+        say: Callable[[int, str], None] = lambda ended, doing: None,
     ):
         self.loader, self._say = Loader(data, model), say
         self._programs: dict[str, Program] = {}
@@ -92,13 +92,13 @@ class ManyRuns:
                 except InputError as error:
                     why = " ".join(str(error).split())
             refused.append(why)
-        self._say(len(members) - len(ready))
+        self._say(len(members) - len(ready), "")
         with stop_flag() as stopped:
             for batch in _batches(ready):
                 self._run(batch, stopped.is_set)
                 if stopped.is_set():
                     raise KeyboardInterrupt
-                self._say(len(batch))
+                self._say(len(batch), "")
         return refused
 
     def _ready(self, member: Member, rounds: int) -> _Ready:
@@ -136,6 +136,8 @@ class ManyRuns:
             for one, record in zip(batch, records, strict=True)
         ]
         states = [one.state for one in batch]
+        if not program.is_compiled(len(batch)):
+            self._say(0, "compiling the program of the next ones")
         if _is_alone(first.run):
             runs = _Alone(first.run, states[0], keys[0])
         else:

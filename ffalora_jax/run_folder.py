@@ -60,6 +60,11 @@ class RunFolder:
             InputError: it is none.
         """
         folder = cls(Path(path))
+        if (folder.path / "sweep.toml").is_file():
+            raise InputError(
+                f"{str(path)!r} is a search: its runs are the folders {path}/runs/TRIAL-REPEAT, its figures "
+                "stand in results.csv and summary.json."
+            )
         if not folder.experiment_file.is_file():
             raise InputError(
                 f"No run in {str(path)!r}: expected a folder with experiment.toml in it."

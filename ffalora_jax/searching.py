@@ -60,10 +60,10 @@ class Searching:
         self.begun: dict[int, Trial] = {}
         self._ended = self._planned = 0
 
-    def tell(self, ended: int) -> None:
-        """Says that so many runs more have come as far as they should now."""
+    def tell(self, ended: int, doing: str) -> None:
+        """Says that so many runs more have come as far as they should now, or what takes time."""
         self._ended += ended
-        self.observe(Event("runs", self._ended, self._planned))
+        self.observe(Event(doing or "runs", self._ended, self._planned))
 
     def through(self, waves: Waves) -> None:
         """Goes through all waves; whatever has its rounds already is only read."""

@@ -55,11 +55,12 @@ def row_of(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "status": "failed" if words.diverged(run) else "done" if ended else "stopped",
         "why": None,
         "rounds": len(lines),
-        "accuracy": last.get("accuracy"),
+        "validation_accuracy": last.get("accuracy"),
         "validation_loss": last.get("validation_loss"),
         "test_accuracy": last.get("test_accuracy"),
         "majority_accuracy": last.get("majority_accuracy"),
         "epsilon_spent": privacy["epsilon"],
+        "delta": privacy["delta"],
         "bytes_per_client": words.row(run).bytes_per_client,
         "seconds": run.seconds,
     }
@@ -72,7 +73,7 @@ def refused_row(facts: dict[str, Any], why: str) -> dict[str, Any]:
 
 def score_of(rows: Sequence[dict[str, Any]], objective: str) -> float:
     """Returns a combination's score over its repetitions, higher is better; -inf where one failed."""
-    name = {"accuracy": "accuracy", "loss": "validation_loss"}[objective]
+    name = {"accuracy": "validation_accuracy", "loss": "validation_loss"}[objective]
     if any(row["status"] == "failed" for row in rows):
         return -math.inf
     values = [value for row in rows if (value := row.get(name)) is not None]
@@ -100,7 +101,7 @@ def trials_of(rows: Sequence[dict[str, Any]], over: Sequence[str], objective: st
                 "score": score if math.isfinite(score) else None,
                 **{
                     name: interval_of(_values(mine, name))._asdict()
-                    for name in ("accuracy", "test_accuracy")
+                    for name in ("validation_accuracy", "test_accuracy")
                 },
                 "epsilon": max(_values(mine, "epsilon_spent"), default=None),
                 "bytes_per_client": max(_values(mine, "bytes_per_client"), default=None),

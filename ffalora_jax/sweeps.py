@@ -19,6 +19,7 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.config_search import SearchConfig, Space, space_of
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import build, search_toml
+from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.loop import Event, Observer
 from ffalora_jax.run_folder import check_free, locked
 from ffalora_jax.searching import RUNS, Searching
@@ -37,7 +38,13 @@ class Sweep(NamedTuple):
     summary: dict[str, Any]
     """Combinations, the best one, comparisons, privacy."""
 
-    def frame(self):
+    @property
+    def best(self) -> Run | None:
+        """The first run of the best combination; None if all failed."""
+        row = next((row for row in self.rows if row["trial"] == self.summary["best"]), None)
+        return None if row is None else load_run(self.path / row["folder"])
+
+    def frame(self) -> Any:
         """Returns the rows as a pandas frame."""
         import pandas as pd
 

@@ -185,7 +185,12 @@ class Program:
     def __init__(self, first: Prepared):
         self.first = first
         self.compiled_bytes = 0
+        self._widths: set[int] = set()
         self.call = cache(self._call)
+
+    def is_compiled(self, width: int) -> bool:
+        """Whether a program for so many runs side by side is there."""
+        return width in self._widths
 
     def width(self, count: int) -> int:
         """Returns how many runs are computed side by side, of so many that could be.
@@ -216,6 +221,7 @@ class Program:
             rounds = jax.jit(jax.vmap(rounds, in_axes=axes, out_axes=(axes[1], 0)))
             one = _stacked([one] * width, axes)
         compiled = rounds.lower(*one).compile()
+        self._widths.add(width)
         sizes = compiled.memory_analysis()
         if sizes is not None:
             self.compiled_bytes = sizes.temp_size_in_bytes + sizes.output_size_in_bytes

@@ -28,6 +28,9 @@ def completed(*words, shell="bash"):
         (("ffalora", "sweep", "--search.stra"), ["--search.strategy"]),
         (("ffalora", "run", "--method.name", "ffa"), ["ffa_lora"]),
         (("ffalora", "list", "mech"), ["mechanisms"]),
+        (("ffalora", "sweep", "--strat"), ["--strategy"]),
+        (("ffalora", "sweep", "--strategy", "hal"), ["halving"]),
+        (("ffalora", "run", "--track", "ten"), ["tensorboard"]),
         (("ffalora", "completion", "z"), ["zsh"]),
     ],
 )

@@ -97,9 +97,13 @@ def test_the_tables_say_the_same_in_three_forms(found):
 def test_the_summary_names_the_best_by_validation_and_compares_seed_by_seed(found):
     summary = found.summary
     assert summary == json.loads((found.path / "summary.json").read_text())
-    means = [np.mean([r["accuracy"] for r in found.rows if r["trial"] == t]) for t in (0, 1)]
+    means = [
+        np.mean([r["validation_accuracy"] for r in found.rows if r["trial"] == t]) for t in (0, 1)
+    ]
     assert summary["best"] == int(np.argmax(means))
-    assert [trial["accuracy"]["mean"] for trial in summary["trials"]] == pytest.approx(means)
+    assert [trial["validation_accuracy"]["mean"] for trial in summary["trials"]] == pytest.approx(
+        means
+    )
     other = next(one for one in summary["compared"] if one["difference"] is not None)
     tests = np.reshape([row["test_accuracy"] for row in found.rows], (2, 2))
     gaps = tests[other["trial"]] - tests[summary["best"]]
