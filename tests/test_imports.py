@@ -116,6 +116,8 @@ ROOMS = (
     "shared_search",
     "searching",
     "sweeps",
+    "pilot_rules",
+    "pilot_course",
     "trackers",
     "console",
     "console_sweep",

@@ -1,0 +1,107 @@
+"""What is recommended follows from the figures by rules that can be read."""
+
+import numpy as np
+import pytest
+
+from ffalora_jax.pilot_rules import (
+    Option,
+    as_good_as_the_best,
+    gains_of_sites,
+    paired,
+    recommend,
+    safe_accuracy,
+)
+
+ALONE = dict(enumerate([0.70, 0.71, 0.69, 0.70, 0.72]))
+NOISE = np.asarray([0.004, -0.003, 0.001, 0.0, -0.002])
+
+
+def option(method="ffa_lora", mean=0.80, count=5, failed=0, sent=1e6, noise=NOISE):
+    return Option(method, {k: mean + float(noise[k]) for k in range(count)}, failed, sent)
+
+
+def recommended(*options, alone=ALONE, majority=0.55):
+    return recommend(options, alone, majority)
+
+
+def test_a_clear_gain_over_five_repetitions_is_rolled_out_with_certainty():
+    found = recommended(option())
+    assert (found.decision, found.certainty, found.method) == ("roll_out", "high", "ffa_lora")
+    assert found.repetitions == 5
+    assert 0 < found.gain.low < found.gain.mean < found.gain.high
+
+
+def test_of_methods_that_are_alike_the_cheaper_one_is_recommended():
+    other = np.asarray([-0.02, 0.03, -0.01, 0.02, -0.005])
+    found = recommended(option(sent=1e6), option("fedavg_lora", 0.802, sent=2e6, noise=other))
+    assert found.method == "ffa_lora"
+    assert set(found.alike) == {"ffa_lora", "fedavg_lora"}
+
+
+def test_a_method_that_is_better_beyond_its_interval_is_recommended_though_it_costs_more():
+    found = recommended(option(sent=1e6), option("fedavg_lora", 0.83, sent=2e6))
+    assert (found.method, found.alike) == ("fedavg_lora", ("fedavg_lora",))
+
+
+def test_with_two_repetitions_a_point_is_no_difference_and_two_are():
+    near = option("fedavg_lora", 0.808, 2, sent=2e6), option(count=2)
+    assert recommended(*near).method == "ffa_lora"
+    far = option("fedavg_lora", 0.82, 2, sent=2e6), option(count=2)
+    assert recommended(*far).method == "fedavg_lora"
+
+
+@pytest.mark.parametrize(
+    ("count", "failed", "certainty"),
+    [(2, 0, "low"), (3, 0, "medium"), (4, 0, "medium"), (5, 1, "medium"), (3, 1, "low")],
+)
+def test_certainty_grows_with_repetitions_and_falls_with_failures(count, failed, certainty):
+    assert recommended(option(count=count, failed=failed)).certainty == certainty
+
+
+def test_a_gain_that_few_repetitions_show_is_promising_and_no_more():
+    assert recommended(option(count=3, failed=1)).decision == "promising"
+
+
+def test_what_does_not_beat_the_commonest_class_has_not_learned():
+    assert recommended(option(mean=0.555), majority=0.55).decision == "no_learning"
+
+
+def test_a_gain_inside_its_interval_is_not_shown_and_a_loss_beyond_it_means_alone():
+    wide = np.asarray([0.1, -0.1, 0.08, -0.09, 0.02])
+    assert recommended(option(mean=0.71, noise=wide)).decision == "not_shown"
+    assert recommended(option(mean=0.62)).decision == "train_alone"
+    assert recommended(option(count=1)).decision == "not_shown"
+
+
+def test_without_a_run_nothing_is_recommended():
+    found = recommended(Option("ffa_lora", {}, 3, 1e6))
+    assert (found.decision, found.method, found.certainty) == ("nothing", None, "low")
+
+
+def test_a_method_whose_runs_failed_is_never_taken_for_alike():
+    found = as_good_as_the_best([option(), Option("fedavg_lora", {}, 5, 1.0)])
+    assert [one.method for one in found] == ["ffa_lora"]
+
+
+def test_differences_are_taken_in_pairs_of_one_repetition():
+    one, other = {0: 0.9, 1: 0.5, 7: 0.1}, {1: 0.4, 0: 0.8, 5: 0.0}
+    assert paired(one, other).mean == pytest.approx(0.1)
+    assert paired({0: 1.0}, {1: 1.0}).mean is None
+
+
+def test_nineteen_of_twenty_further_repetitions_reach_the_safe_accuracy():
+    draw = np.random.default_rng(0)
+    reached = []
+    for _ in range(4000):
+        *seen, new = draw.normal(0.8, 0.02, 6)
+        reached.append(new >= safe_accuracy(seen))
+    assert np.mean(reached) == pytest.approx(0.95, abs=0.012)
+    assert safe_accuracy([0.8, 0.81]) is None
+
+
+def test_each_sites_gain_is_its_own():
+    together = [{"a": 0.8, "b": 0.6}, {"a": 0.82, "b": 0.61}]
+    alone = [{"a": 0.7, "b": 0.65}, {"a": 0.71, "b": 0.66}]
+    found = gains_of_sites(together, alone)
+    assert found["a"].mean == pytest.approx(0.105)
+    assert found["b"].mean == pytest.approx(-0.05)
