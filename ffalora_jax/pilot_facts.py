@@ -32,6 +32,13 @@ class Facts:
         """Settings of the main method."""
         return {"method.name": METHODS[0], RATE: self.rate(METHODS[0])}
 
+    @property
+    def majority(self) -> float | None:
+        """Accuracy of always naming each site's commonest class, on average over the repetitions."""
+        rows = self.of(self.main).values() or [self.first_row]
+        known = [m for row in rows if (m := row["majority_accuracy"]) is not None]
+        return mean(known) if known else None
+
     def run(self, row: Mapping[str, Any]) -> Run:
         return Run(RunFolder(self.pilot.path / row["folder"]))
 

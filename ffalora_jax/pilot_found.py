@@ -1,6 +1,7 @@
 """What a pilot found, as plain figures: the page puts them into words, other programs read ``pilot.json``."""
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from ffalora_jax import pilot_rules
@@ -8,7 +9,7 @@ from ffalora_jax.pilot_course import ALONE, METHODS
 from ffalora_jax.pilot_facts import Facts
 from ffalora_jax.pilot_rules import Option
 from ffalora_jax.piloting import Piloting
-from ffalora_jax.sweep_results import Interval, interval_of
+from ffalora_jax.sweep_results import Interval
 
 
 def found(pilot: Piloting, whole: bool, audit: dict[str, Any] | None) -> dict[str, Any]:
@@ -23,9 +24,10 @@ def found(pilot: Piloting, whole: bool, audit: dict[str, Any] | None) -> dict[st
     main = facts.main
     options = [facts.option(method) for method in METHODS]
     alone = facts.tested(ALONE)
-    row = facts.first_row
-    result = pilot_rules.recommend(options, alone, row["majority_accuracy"] or 0.0)
+    result = pilot_rules.recommend(options, alone, facts.majority or 0.0)
     chosen = result.method or METHODS[0]
+    together = facts.tested(chosen)
+    shared = sorted(together.keys() & alone.keys())
     settings = pilot.experiment
     privacy = facts.privacy()
     return {
@@ -38,14 +40,18 @@ def found(pilot: Piloting, whole: bool, audit: dict[str, Any] | None) -> dict[st
         "refused": sorted({a.row["why"] for a in pilot.answers if a.row["status"] == "refused"}),
         "recommendation": _plain(result._asdict()) | {"method": result.method},
         "learning_rate": facts.rate(chosen),
-        "majority": row["majority_accuracy"],
+        "majority": facts.majority,
         "privacy": privacy,
         "privacy_cost": _cost(privacy, settings.privacy.budget),
         "tightest": pilot_rules.tightest(
             {one["epsilon"]: one["each"] for one in privacy if one["epsilon"] is not None}
         ),
         "methods": [facts.method(method) for method in METHODS],
-        "alone": _plain(interval_of(list(alone.values()))._asdict()),
+        "paired": {
+            "repetitions": len(shared),
+            "together": mean(together[k] for k in shared) if shared else None,
+            "alone": mean(alone[k] for k in shared) if shared else None,
+        },
         "sites": facts.sites(chosen),
         "clock": facts.clock(),
         "sensitivity": facts.sensitivity(),

@@ -38,8 +38,8 @@ def _audit(audit: dict[str, Any] | None, t: Texts) -> str:
 def _spent(found: dict[str, Any], t: Texts) -> list[str]:
     spent = found["spent"]
     key = "spent_unknown" if spent["epsilon"] is None else "spent"
-    facts = {"private": spent["private"], "how": spent["how"]}
-    said = [t(key, **facts, epsilon=epsilon(spent["epsilon"], "–"))]
+    facts = {"epsilon": epsilon(spent["epsilon"], "–")} if spent["epsilon"] is not None else {}
+    said = [t(key, private=spent["private"], **facts)]
     if spent["open"]:
         said.append(t("open_runs", open=spent["open"]))
     return said + ([] if found["releasable"] else [t("not_releasable")])

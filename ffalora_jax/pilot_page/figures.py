@@ -24,7 +24,8 @@ def by_epsilon(found: dict[str, Any], t: Texts) -> str | None:
                 axes.plot([place, place], [low, high], color=color(0), linewidth=4, alpha=0.35)
             axes.plot([place], [mean], "o", color=color(0))
             axes.annotate(f"{100 * mean:.1f} %", (place, mean), (7, 4), textcoords="offset points")
-        axes.axhline(found["majority"], color=FAINT, linestyle="--", linewidth=1)
+        if found["majority"] is not None:
+            axes.axhline(found["majority"], color=FAINT, linestyle="--", linewidth=1)
         names = [epsilon(point["epsilon"], t("no_privacy")) for point in points]
         axes.set_xticks(range(len(points)), names)
         axes.set_xlim(-0.4, len(points) - 0.3)

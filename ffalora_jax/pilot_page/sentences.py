@@ -31,13 +31,14 @@ def _reason(found: dict[str, Any], t: Texts) -> str:
     gain = result["gain"]
     if gain["mean"] is None:
         return t("reason_unpaired", **facts)
+    facts["together"] = percent(found["paired"]["together"])
     return t(
         "reason",
         **facts,
-        alone=percent(found["alone"]["mean"]),
+        alone=percent(found["paired"]["alone"]),
         gain=points(gain["mean"]),
         interval=t.interval(gain),
-        repetitions=result["repetitions"],
+        repetitions=found["paired"]["repetitions"],
     )
 
 
@@ -137,7 +138,7 @@ def _saved(found: dict[str, Any], t: Texts) -> list[str]:
     if light["bytes_per_site"] >= heavy["bytes_per_site"]:
         return []
     asked = found["asked"]
-    less, trainings = (monthly_bytes(found, heavy) - monthly_bytes(found, light)), asked
+    less = monthly_bytes(found, heavy) - monthly_bytes(found, light)
     if _has_links(found):
         seconds = heavy["simulated_seconds"] - light["simulated_seconds"]
         key, facts = "traffic_links", {}
@@ -155,7 +156,7 @@ def _saved(found: dict[str, Any], t: Texts) -> list[str]:
             other=t(heavy["method"]),
             share=f"{100 * light['bytes_per_site'] / heavy['bytes_per_site']:.0f} %",
             bytes=size(less),
-            trainings=f"{trainings['trainings_per_month']:g}",
+            trainings=f"{asked['trainings_per_month']:g}",
             time=time,
             money=money,
         )
@@ -164,7 +165,8 @@ def _saved(found: dict[str, Any], t: Texts) -> list[str]:
 
 def _money(asked: dict[str, Any], count: float) -> str:
     amount = count / 1e9 * asked["price_per_gb"]
-    return f"{amount:,.2f} {asked['currency']}"
+    shown = f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.2g}"
+    return f"{shown} {asked['currency']}"
 
 
 def _with_half_width(interval: dict[str, Any]) -> str:

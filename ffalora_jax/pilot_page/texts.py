@@ -16,7 +16,8 @@ class Texts:
 
     def __call__(self, key: str, /, **values: Any) -> str:
         """Returns a sentence with its fields filled in."""
-        return str(self.table[key]).format(**values)
+        said = str(self.table[key]).format(**values)
+        return said[:1].upper() + said[1:] if said.endswith((".", "。")) else said
 
     def duration(self, seconds: float) -> str:
         """Writes a time span in its largest fitting unit."""
