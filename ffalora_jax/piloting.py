@@ -55,7 +55,7 @@ class Piloting:
         self._done = self._planned = 0
         self._last: list[float] = []
         observe(Event("reading data and model"))
-        self.experiment = _quick(experiment, self.many) if asked.quick else experiment
+        self.experiment = in_upper_blocks(experiment, self.many) if asked.quick else experiment
         self.first = prepare(self.experiment, loader=self.many.loader)
         self.deadline = deadline_worth_trying(self.first)
         self.answers: list[Answer] = []
@@ -151,7 +151,7 @@ def _score(row: dict[str, Any]) -> float | None:
     return row["validation_accuracy"] if row["status"] == "done" else None
 
 
-def _quick(experiment: Experiment, many: ManyRuns) -> Experiment:
+def in_upper_blocks(experiment: Experiment, many: ManyRuns) -> Experiment:
     """Puts the adapters into the upper third of the blocks, where it was left open and there are some."""
     if experiment.method.layers != "all":
         return experiment
