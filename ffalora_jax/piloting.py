@@ -52,6 +52,8 @@ class Piloting:
         self.secret = secret if experiment.noise_seed is None else experiment.noise_seed
         self.many = ManyRuns(data, model, self._tell)
         self._begin = time.monotonic()
+        self.before = 0.0
+        """Seconds that earlier calls took."""
         self._done = self._planned = 0
         self._last: list[float] = []
         observe(Event("reading data and model"))
@@ -61,9 +63,14 @@ class Piloting:
         self.answers: list[Answer] = []
 
     @property
+    def used(self) -> float:
+        """Seconds so far, of this call."""
+        return time.monotonic() - self._begin
+
+    @property
     def left(self) -> float:
         """Seconds left."""
-        return self.asked.seconds - (time.monotonic() - self._begin)
+        return self.asked.seconds - self.used
 
     @property
     def longest_run(self) -> float:

@@ -91,6 +91,8 @@ def pilot(
     experiment = experiment.replace(noise_seed=kept["given"])
     # What cannot be piloted is refused here, before anything is written.
     going = Piloting(experiment, asked, path, int(kept["secret"]), observe, data, model)
+    if (path / FOUND).is_file():
+        going.before = json.loads((path / FOUND).read_text())["asked"]["seconds"]
     if is_new:
         path.mkdir(parents=True)
         keep_secret(path / SECRET, kept)
