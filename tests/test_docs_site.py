@@ -61,6 +61,9 @@ def folder(tmp_path, monkeypatch):
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(
+        "JAX_COMPILATION_CACHE_DIR", os.path.join(os.environ["FFALORA_CACHE"], "xla")
+    )
     return tmp_path
 
 
