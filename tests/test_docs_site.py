@@ -216,6 +216,8 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_server(tmp_path):
     for page in (tmp_path / "html").rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?:https?:)?//", text)
+    python = (tmp_path / "html" / "reference" / "python.html").read_text(encoding="utf-8")
+    assert ">Type<" not in python, "a colon in an attribute's docstring was read as its type"
     assert "<math" in (tmp_path / "html" / "explanation" / "methods.html").read_text()
 
 
