@@ -117,7 +117,7 @@ def _command(line: str, shown: io.StringIO) -> int:
     if words[0] == "ffalora" and not SHELL.search(line) and not set(APART) & set(words):
         return _here(words[1:], shown)
     done = subprocess.run(
-        ["sh", "-c", line], capture_output=True, text=True, check=False, timeout=300
+        ["sh", "-c", line], capture_output=True, text=True, check=False, timeout=500
     )
     shown.write(done.stdout + done.stderr)
     return done.returncode

@@ -76,7 +76,7 @@ def test_every_block_of_a_page_runs_and_prints_what_is_shown(page, folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -210,7 +210,7 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_server(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for page in (tmp_path / "html").rglob("*.html"):
