@@ -104,12 +104,13 @@ def _run(block: Block, names: dict, where: str, shown: io.StringIO) -> None:
 
 
 def _experiment(text: str, where: str) -> None:
+    from ffalora_jax.config_pilot import load_pilot
     from ffalora_jax.config_search import load_search
 
     named = re.match(r"# (\S+\.toml)\n", text)
     file = Path(named[1] if named else "nameless.toml")
     file.write_text(text)
-    load_search(file)
+    load_pilot(file) if "[pilot]" in text else load_search(file)
 
 
 def _command(line: str, shown: io.StringIO) -> int:

@@ -28,11 +28,12 @@ class Settings(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        from ffalora_jax import config, config_search
+        from ffalora_jax import config, config_pilot, config_search
         from ffalora_jax.experiment_file import settings
 
         name = self.arguments[0]
-        cls = getattr(config, name, None) or getattr(config_search, name)
+        homes = (config, config_search, config_pilot)
+        cls = next(vars(home)[name] for home in homes if name in vars(home))
         rows = [
             (entry, _type(found.kind), _default(found.default), found.help)
             for entry, found in settings(cls).items()
