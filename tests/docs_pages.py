@@ -35,12 +35,12 @@ class Block(NamedTuple):
 
 
 def blocks_of(page: str) -> list[Block]:
-    """Returns the blocks of a page's text; directives of the site and blocks without a language are none."""
+    """Returns the blocks of a page's text, those without a language too; directives of the site are none."""
     found, before, lines = [], "", iter(page.splitlines())
     for line in lines:
         if line.startswith("```"):
             inside = list(itertools.takewhile(lambda one: one.rstrip() != "```", lines))
-            if re.fullmatch(r"\w+", kind := line[3:].strip()):
+            if re.fullmatch(r"\w*", kind := line[3:].strip()):
                 found.append(_block(kind, "\n".join(inside) + "\n", before))
         before = line
     return found
@@ -75,7 +75,7 @@ def follow(page: str) -> None:
     printed = ""
     for number, block in enumerate(blocks_of(page), 1):
         where = f"block {number} ({block.kind})"
-        if block.not_run:
+        if block.not_run or not block.kind:
             continue
         if block.kind == "text":
             _check_shown(block.text, printed, where)

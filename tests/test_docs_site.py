@@ -33,7 +33,7 @@ FOLLOWED = [
     page
     for page in PAGES
     if page not in RUN_ELSEWHERE
-    and any(not b.not_run for b in blocks_of((DOCS / page).read_text()))
+    and any(b.kind and not b.not_run for b in blocks_of((DOCS / page).read_text()))
 ]
 LINKING = [*PAGES, "../README.md", "../CONTRIBUTING.md", "../SECURITY.md", "../CHANGELOG.md"]
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
@@ -79,6 +79,11 @@ def test_every_block_of_a_page_runs_and_prints_what_is_shown(page, folder):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_the_only_block_without_a_language_is_a_formula():
+    bare = [page for page in PAGES for block in blocks_of(text_of(page)) if not block.kind]
+    assert bare == ["memory.md"]
 
 
 def test_blocks_that_are_not_run_are_these():
@@ -235,7 +240,7 @@ def test_a_page_whose_code_or_experiment_is_wrong_fails(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="ended with 2"):
         follow("```sh\nffalora list nothing\n```\n")
     with pytest.raises(AssertionError, match="say what it is"):
-        follow("```\nwhat is this\n```\n")
+        follow("```ruby\nputs 1\n```\n")
 
 
 def test_figures_alone_may_differ():
