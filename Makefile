@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-pythons lint bench faults fuzz soak mutants security clean help
+.PHONY: demo test test-all test-pythons lint bench experiments results faults fuzz soak mutants security clean help
 
 help:
 	@echo "make demo      install into .venv, run the quickstart, print where the report is"
@@ -15,6 +15,7 @@ help:
 	@echo "make faults    kill runs and break their disks on purpose; make fuzz, make soak: broken files, long runs"
 	@echo "make mutants   small faults put into the code: the tests must fail for each"
 	@echo "make security  known holes and licences of what constraints.txt installs"
+	@echo "make experiments  the fourteen experiments, the small size of each (hours); make results: their page alone"
 	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
 $(VENV)/.installed: $(SOURCES)
@@ -64,6 +65,12 @@ security: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmarks/bench.py
+
+experiments: $(VENV)/.installed
+	$(BIN)/python -m experiments.run_all
+
+results: $(VENV)/.installed
+	$(BIN)/python -m experiments.results_page
 
 clean:
 	rm -rf $(VENV) build *.egg-info
