@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import ffalora_jax as ffa
 from experiments import _record
-from experiments._verdicts import Judged, Row
+from experiments._verdicts import RATE, Judged, Row
 from ffalora_jax import cli
 from ffalora_jax.console import progress
 from ffalora_jax.errors import InputError
@@ -40,7 +40,7 @@ class Ask(NamedTuple):
     folder: Path
     seeds: int
     rounds: int | None
-    """In place of the experiment's own: to see whether it starts."""
+    """In place of the experiment's own, and one rate alone: to see whether it starts."""
     until: float
     settings: dict[str, Any]
     """Filled while it runs: what each search had in common."""
@@ -165,6 +165,8 @@ def searched(
         more: further settings of the search.
     """
     base, path = ask.length(base), ask.folder / name
+    if ask.rounds is not None and RATE in over:
+        over = over | {RATE: over[RATE][:1]}
     ask.tell(name, base, over, **more)
     search = {"over": over, "seeds": ask.seeds, **more}
     with progress(name) as show:
@@ -216,7 +218,7 @@ def _options(study: Study, arguments: Sequence[str] | None) -> argparse.Namespac
     sizes.add_argument("--small", action="store_true", help=f"the default; {study.budgets[0]}")
     sizes.add_argument("--full", action="store_true", help=study.budgets[1])
     parser.add_argument("--seeds", type=int, help="in place of the size's own")
-    parser.add_argument("--rounds", type=int, help="fewer, to see whether it starts")
+    parser.add_argument("--rounds", type=int, help="fewer, and one rate: whether it starts")
     parser.add_argument("--minutes", type=float, help="stop after; the same command goes on")
     parser.add_argument("--out", type=Path, help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of the file of results")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from ffalora_jax.sweep_results import interval_of
 
 Row = dict[str, Any]
+Pair = tuple[Sequence[Row], Sequence[Row]]
+"""Rows of two combinations."""
 HELD, NOT_HELD, NOT_SHOWN = "held", "not held", "not shown"
 RATE = "optimizer.learning_rate"
 
@@ -98,12 +100,19 @@ def accuracy(row: Row) -> float:
     return 100 * row["test_accuracy"]
 
 
-def chosen(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple, list[Row]]:
+class Chosen(dict[tuple, list[Row]]):
+    """Rows by combination; none of one that could not be made, which then shows nothing."""
+
+    def __missing__(self, key: tuple) -> list[Row]:
+        return []
+
+
+def chosen(rows: Sequence[Row], by: Sequence[str]) -> Chosen:
     """Returns each combination's rows at the rate that is best by validation over all seeds.
 
     A rate at which a run failed is taken only where all others failed too; of equal ones the smaller.
     """
-    found: dict[tuple, list[Row]] = {}
+    found = Chosen()
     made = [row for row in rows if row["status"] in ("done", "failed")]
     for key in dict.fromkeys(tuple(row.get(name) for name in by) for row in made):
         mine = [row for row in made if tuple(row.get(name) for name in by) == key]
@@ -128,6 +137,14 @@ def differences(ours: Sequence[Row], theirs: Sequence[Row], figure=accuracy) -> 
     return [figure(row) - others[row["seed"]] for row in ours if row["seed"] in others]
 
 
+def beyond(after: Pair, before: Pair) -> list[float]:
+    """Returns how far the first of two is ahead after something, beyond before, seed by seed."""
+    kept = set.intersection(*({row["seed"] for row in rows} for rows in (*after, *before)))
+    both = [[[r for r in rows if r["seed"] in kept] for rows in pair] for pair in (after, before)]
+    (later, earlier) = (differences(*pair) for pair in both)
+    return [one - other for one, other in zip(later, earlier, strict=True)]
+
+
 def cell(rows: Sequence[Row], every: Sequence[Row] = (), figure=accuracy) -> str:
     """Returns ``mean ± half the interval (rate; failed)`` of a combination at its rate.
 
@@ -136,6 +153,8 @@ def cell(rows: Sequence[Row], every: Sequence[Row] = (), figure=accuracy) -> str
         every: all rows of the search, for the ends of its grid.
         figure: what is averaged.
     """
+    if not rows:
+        return "-"
     found = interval_of([figure(row) for row in rows])
     half = "" if found.low is None else f" ± {found.high - found.mean:.1f}"
     rate, rates = rows[0].get(RATE), sorted({row[RATE] for row in every if RATE in row})

@@ -16,7 +16,7 @@ import sys
 
 from experiments import _frame
 from experiments._bases import FEW_RATES, MILD, OPEN, RATES, SEVERE, paper_sst2, sst2
-from experiments._verdicts import RATE, Judged, Row, above, cell, chosen, differences
+from experiments._verdicts import RATE, Judged, Row, above, beyond, cell, chosen, differences
 
 LORA, FFA = "fedavg_lora", "ffa_lora"
 ALPHAS = [0.01, 0.1, 1.0, 10.0]
@@ -55,16 +55,16 @@ def judge(rows: list[Row]) -> Judged:
     splits = list(dict.fromkeys(row["split"] for row in rows))
     parts = []
     for kind in kinds:
-        iid = differences(found[kind, "iid", FFA], found[kind, "iid", LORA])
-        severe = differences(found[kind, "severe", FFA], found[kind, "severe", LORA])
-        more = [after - before for after, before in zip(severe, iid, strict=True)]
+        iid, severe = (
+            (found[kind, split, FFA], found[kind, split, LORA]) for split in ("iid", "severe")
+        )
+        more = beyond(severe, iid)
         parts.append(above(f"what LoRA loses from iid to severe, more than FFA-LoRA, {kind}", more))
-        parts.append(above(f"FFA-LoRA minus LoRA, severe, points, {kind}", severe))
+        parts.append(above(f"FFA-LoRA minus LoRA, severe, points, {kind}", differences(*severe)))
     table = [
         [split, kind, *(cell(found[kind, split, m], rows) for m in (LORA, FFA))]
         for kind in kinds
         for split in splits
-        if (kind, split, LORA) in found and (kind, split, FFA) in found
     ]
     return Judged(parts, ["split", "privacy", "LoRA", "FFA-LoRA"], table)
 

@@ -17,7 +17,7 @@ import sys
 
 from experiments import _frame
 from experiments._bases import OPEN, toy
-from experiments._verdicts import RATE, Judged, Row, above, cell, chosen, differences
+from experiments._verdicts import RATE, Judged, Row, above, beyond, cell, chosen
 
 LORA, FFA, STEPS = "fedavg_lora", "ffa_lora", 30
 RATES = [0.3, 1.0, 3.0]
@@ -45,11 +45,8 @@ def judge(rows: list[Row]) -> Judged:
     ways = sorted({row["local_steps"] for row in rows})
     parts, table = [], []
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        cost = {
-            method: differences(found[kind, ways[0], method], found[kind, ways[-1], method])
-            for method in (LORA, FFA)
-        }
-        more = [lora - ffa for lora, ffa in zip(cost[LORA], cost[FFA], strict=True)]
+        few, many = ((found[kind, way, FFA], found[kind, way, LORA]) for way in (ways[-1], ways[0]))
+        more = beyond(few, many)
         parts.append(above(f"what one round costs LoRA, more than FFA-LoRA, points, {kind}", more))
         for local in ways:
             cells = [cell(found[kind, local, method], rows) for method in (LORA, FFA)]

@@ -18,7 +18,7 @@ import sys
 
 from experiments import _frame
 from experiments._bases import FEW_RATES, OPEN, RATES, paper_sst2, sst2
-from experiments._verdicts import RATE, Judged, Row, above, cell, chosen, differences
+from experiments._verdicts import RATE, Judged, Row, above, beyond, cell, chosen
 
 LORA, FFA = "fedavg_lora", "ffa_lora"
 COUNTS = (3, 30, 300)
@@ -50,11 +50,10 @@ def judge(rows: list[Row]) -> Judged:
     found = chosen(rows, ["kind", "clients", "method.name"])
     parts, table = [], []
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        leads = [
-            differences(found[kind, count, FFA], found[kind, count, LORA])
-            for count in (COUNTS[0], COUNTS[-1])
-        ]
-        grown = [after - before for before, after in zip(*leads, strict=True)]
+        few, many = (
+            (found[kind, count, FFA], found[kind, count, LORA]) for count in (COUNTS[0], COUNTS[-1])
+        )
+        grown = beyond(many, few)
         asked = f"lead with {COUNTS[-1]} clients beyond that with {COUNTS[0]}, points, {kind}"
         parts.append(above(asked, grown))
         for count in COUNTS:

@@ -14,14 +14,14 @@ PLOT = PAGE.with_name("noise_amplification.svg")
 NOT_YET = "not run yet"
 RULE = """# Results
 
-Fourteen experiments, each a file in [experiments](../experiments) with its claim, command and time. *Held*: the
-whole 95 % interval (Student's t over seeds, paired where two methods share a seed) lies on the claimed side.
-*Not held*: it lies on the other one. *Not shown*: neither, so that this measurement does not tell. A claim held
-if all of its parts did, and did not if one of them did not. Each part has an interval of its own: of twenty
-parts with nothing in them one is expected to look like something. Methods share one grid of rates; the best
-one is chosen by validation over all seeds and reported on the test part. Runs that diverged count as the
-commonest class. Accuracies are in per cent with half their interval, in brackets the rate, with a star at an
-end of the grid.
+Fourteen experiments, each a file in [experiments](../experiments) with its claim, command and time.
+*Held*: the whole 95 % interval (Student's t over seeds, paired where two methods share a seed) lies on
+the claimed side. *Not held*: it lies on the other one. *Not shown*: neither, so that this measurement
+does not tell. A claim held if all of its parts did, and did not if one of them did not. Each part has an
+interval of its own: of twenty parts with nothing in them one is expected to look like something. Methods
+share one grid of rates; the best one is chosen by validation over all seeds and reported on the test
+part. Runs that diverged count as the commonest class. Accuracies are in per cent with half their
+interval, in brackets the rate, with a star at an end of the grid.
 
 """
 

@@ -69,7 +69,7 @@ def noise_of(epsilon: float, batches: int, epochs: int) -> float:
 
 
 def of_one_epoch(noise: float, batches: int) -> float:
-    """Returns the epsilon of one epoch in a hidden order, at least: that of the best event "a sum above h"."""
+    """Returns the epsilon of one epoch in a hidden order, at least: of the best event "a sum above h"."""
     heights = np.linspace(-6 * noise, 2 + 8 * noise, 4001)
     rest = (batches - 1) * norm.logcdf(heights / noise)
     with_it = -np.expm1(norm.logcdf((heights - 2) / noise) + rest)

@@ -71,8 +71,7 @@ def judge(rows: list[Row]) -> Judged:
         lines = []
         for epsilon in epsilons:
             every = [row for row in rows if row.get("privacy.epsilon") == epsilon]
-            one = found.get((method, epsilon))
-            lines.append("-" if one is None else cell(one, every))
+            lines.append(cell(found[method, epsilon], every))
         table.append([method, *lines])
     return Judged(parts, ["method", *(names[epsilon] for epsilon in epsilons)], table)
 

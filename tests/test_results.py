@@ -1,0 +1,333 @@
+"""The fourteen experiments: rules of their verdicts, their files and the page made from them."""
+
+import ast
+import json
+
+import pytest
+
+from experiments import _frame, _record, compare_with_paper, results_page, run_all
+from experiments._verdicts import (
+    HELD,
+    NOT_HELD,
+    NOT_SHOWN,
+    above,
+    accuracy,
+    below,
+    beyond,
+    cell,
+    chosen,
+    differences,
+    overall,
+    proved_above,
+    steadier,
+    within,
+)
+
+SURE, WIDE = [2.0, 2.1, 1.9], [2.0, -3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "bound", "verdict"),
+    [
+        (SURE, 0.0, HELD),
+        (SURE, 3.0, NOT_HELD),
+        (SURE, 2.0, NOT_SHOWN),
+        (WIDE, 0.0, NOT_SHOWN),
+        ([9.0], 0.0, NOT_SHOWN),
+        ([], 0.0, NOT_SHOWN),
+        ([1.0, float("nan")], 0.0, NOT_SHOWN),
+    ],
+)
+def test_a_part_held_only_if_the_whole_interval_is_on_the_claimed_side(values, bound, verdict):
+    assert above("", values, bound).verdict == verdict
+    assert below("", [-value for value in values], -bound).verdict == verdict
+
+
+def test_within_a_bound_needs_both_ends_inside():
+    assert within("", SURE, 3.0).verdict == HELD
+    assert within("", SURE, 2.0).verdict == NOT_SHOWN
+    assert within("", SURE, 1.0).verdict == NOT_HELD
+    assert within("", [-value for value in SURE], 1.0).verdict == NOT_HELD
+    assert within("", WIDE, 3.0).verdict == NOT_SHOWN
+
+
+def test_the_interval_of_a_part_is_students_t():
+    part = above("", [1.0, 2.0, 3.0])
+    assert part.mean == pytest.approx(2.0)
+    assert part.high - part.mean == pytest.approx(4.302653 / 3**0.5)
+
+
+def test_spread_is_compared_by_the_f_distribution():
+    few, many = [1.0, 2.0, 3.0], [0.0, 100.0, -100.0, 50.0]
+    assert steadier("", few, many).verdict == HELD
+    assert steadier("", many, few).verdict == NOT_HELD
+    assert steadier("", few, [1.0, 2.5, 3.0]).verdict == NOT_SHOWN
+    assert steadier("", few, [1.0, 1.0, 1.0]).verdict == NOT_SHOWN
+
+
+def test_what_is_proved_from_below_is_never_disproved():
+    assert proved_above("", 2.0, 1.0).verdict == HELD
+    assert proved_above("", 0.5, 1.0).verdict == NOT_SHOWN
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "whole"),
+    [
+        ([HELD, HELD], HELD),
+        ([HELD, NOT_SHOWN], NOT_SHOWN),
+        ([HELD, NOT_SHOWN, NOT_HELD], NOT_HELD),
+        ([], NOT_SHOWN),
+    ],
+)
+def test_a_claim_held_if_all_its_parts_did(verdicts, whole):
+    assert overall(verdicts) == whole
+
+
+def row(method, rate, seed, validation, test, status="done"):
+    found = {"method.name": method, "optimizer.learning_rate": rate, "seed": seed, "status": status}
+    return found | {
+        "validation_accuracy": validation,
+        "test_accuracy": test,
+        "majority_accuracy": 0.5,
+    }
+
+
+ROWS = [
+    row("a", 0.1, 0, 0.7, 0.60),
+    row("a", 0.1, 1, 0.7, 0.62),
+    row("a", 0.3, 0, 0.8, 0.50),
+    row("a", 0.3, 1, 0.8, 0.52),
+    row("a", 1.0, 0, 0.9, 0.99),
+    row("a", 1.0, 1, None, None, "failed"),
+    row("b", 0.1, 1, 0.6, 0.40),
+    row("b", 0.1, 0, 0.6, 0.45),
+    row("c", 0.1, 0, None, None, "failed"),
+    row("d", 0.1, 0, None, None, "refused"),
+]
+
+
+def test_a_rate_is_chosen_by_validation_and_never_where_a_run_failed():
+    found = chosen(ROWS, ["method.name"])
+    assert [one["test_accuracy"] for one in found[("a",)]] == [0.50, 0.52]
+    assert ("d",) not in found
+    assert [accuracy(one) for one in found[("c",)]] == [50.0]
+
+
+def test_differences_are_between_runs_of_one_seed():
+    found = chosen(ROWS, ["method.name"])
+    assert differences(found[("a",)], found[("b",)]) == pytest.approx([5.0, 12.0])
+    assert differences(found[("a",)], found[("c",)]) == pytest.approx([0.0])
+
+
+def test_what_was_never_run_shows_nothing_and_breaks_nothing():
+    found = chosen(ROWS, ["method.name"])
+    assert found[("d",)] == []
+    assert cell(found[("d",)]) == "-"
+    assert above("", differences(found[("a",)], found[("d",)])).verdict == NOT_SHOWN
+
+
+def test_a_difference_of_differences_is_taken_over_the_seeds_that_all_four_have():
+    found = chosen(ROWS, ["method.name"])
+    a, b, c = (found[name,] for name in "abc")
+    assert beyond((a, b), (a, b)) == [0.0, 0.0]
+    assert beyond((a, b), (b, b)) == pytest.approx([5.0, 12.0])
+    assert beyond((a, b), (a, c)) == pytest.approx([5.0 - 0.0])
+
+
+def test_a_cell_tells_the_rate_its_place_in_the_grid_and_what_failed():
+    found = chosen(ROWS, ["method.name"])
+    assert cell(found[("a",)], ROWS).endswith("(0.3)")
+    assert cell(found[("b",)], ROWS).endswith("(0.1*)")
+    assert cell(found[("c",)]) == "50.0 (0.1, 1 failed)"
+
+
+@pytest.mark.parametrize("name", _frame.ORDER)
+def test_an_experiment_says_claim_command_times_and_limits(name):
+    study = _frame.study_of(name)
+    assert study.name == name
+    for said in (study.title, study.source, study.claim, study.limits, *study.budgets):
+        assert said
+    assert study.command == f"python -m experiments.{name}"
+    assert study.seeds[0] <= study.seeds[1]
+
+
+def test_all_fourteen_are_run_and_no_module_is_forgotten():
+    assert len(_frame.ORDER) == 14
+    assert sorted(run_all.CHEAPEST_FIRST) == sorted(_frame.ORDER)
+    with_study = [
+        path.stem
+        for path in _frame.HERE.glob("*.py")
+        if any(
+            isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "STUDY"
+            for node in ast.parse(path.read_text()).body
+        )
+    ]
+    assert sorted(with_study) == sorted(_frame.ORDER)
+
+
+def stored():
+    return sorted(_frame.RESULTS.glob("*.json"))
+
+
+def test_a_file_of_results_is_that_of_an_experiment():
+    names = {_frame.study_of(name).file for name in _frame.ORDER}
+    assert {path.name for path in stored()} <= names
+
+
+@pytest.mark.parametrize("path", stored(), ids=lambda path: path.stem)
+def test_the_verdict_follows_from_the_rows_that_are_stored(path):
+    record = json.loads(path.read_text())
+    study = _frame.study_of(record["name"])
+    found = json.loads(json.dumps(_record.verdict_of(study.judge(record["rows"]))))
+    for name in ("verdict", "head", "table"):
+        assert found[name] == record[name]
+    for ours, theirs in zip(found["parts"], record["parts"], strict=True):
+        numbers = ("mean", "low", "high")
+        assert {k: v for k, v in ours.items() if k not in numbers} == {
+            k: v for k, v in theirs.items() if k not in numbers
+        }
+        for number in numbers:
+            stored_one = theirs[number]
+            close = None if stored_one is None else pytest.approx(stored_one, rel=1e-4, abs=1e-9)
+            assert ours[number] == close
+
+
+@pytest.mark.parametrize("path", stored(), ids=lambda path: path.stem)
+def test_a_file_of_results_says_where_it_ran_and_counts_its_runs(path):
+    record = json.loads(path.read_text())
+    assert record["size"] in ("small", "full")
+    assert {"cpu", "cores", "accelerator", "date", "versions"} <= set(record["machine"])
+    statuses = [row["status"] for row in record["rows"] if "status" in row]
+    assert sum(record["runs"].values()) == len(statuses)
+
+
+def test_the_page_is_what_the_files_give():
+    assert results_page.PAGE.read_text() == results_page.page(), "make results"
+
+
+def test_the_page_says_what_was_not_run(tmp_path):
+    text = results_page.page(tmp_path)
+    assert text.count(f"| {results_page.NOT_YET} | - |") == len(_frame.ORDER)
+
+
+def test_a_verdict_reaches_the_page(tmp_path):
+    (source, *_) = stored()
+    record = json.loads(source.read_text()) | {"verdict": NOT_SHOWN}
+    (tmp_path / source.name).write_text(json.dumps(record))
+    text = results_page.page(tmp_path)
+    line = next(line for line in text.splitlines() if line.startswith(f"| {record['number']} |"))
+    assert f"**{NOT_SHOWN}**" in line
+    assert record["machine"]["date"] in line
+
+
+def test_settings_that_differ_are_named():
+    theirs = {"model": "large", "rank": 8, "max_examples": "all"}
+    assert compare_with_paper.different({"model": "small", "rank": 8.0}, theirs) == (
+        "model large / small"
+    )
+    assert compare_with_paper.different(theirs, theirs) == "nothing"
+
+
+def test_the_papers_noise_and_messages_are_what_we_compute():
+    assert compare_with_paper.noise() == pytest.approx(0.99, abs=0.005)
+    assert (compare_with_paper.sent(2), compare_with_paper.sent(1)) == (786_432, 393_216)
+
+
+def test_lower_bounds_of_a_shuffled_run_stay_below_what_a_known_order_spends():
+    from experiments import sampler_truth
+
+    for noise, batches, least in ((1.741, 10, 1.0), (0.9023, 100, 1.0), (50.0, 10, 0.0)):
+        hidden = sampler_truth.of_one_epoch(noise, batches)
+        assert least <= hidden < sampler_truth.of_gaussians(noise, 1)
+    assert hidden < 0.1
+
+
+def test_epsilon_of_gaussians_is_that_of_the_accountant():
+    import dp_accounting
+
+    from experiments import sampler_truth
+
+    accountant = dp_accounting.pld.PLDAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(1.5), 4)
+    expected = accountant.get_epsilon(sampler_truth.DELTA)
+    assert sampler_truth.of_gaussians(1.5, 4) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.statistical
+def test_the_audit_of_several_epochs_stays_below_a_known_order():
+    from experiments import sampler_truth
+
+    found = sampler_truth.played(1.0, 10, 2, 4000)
+    assert 0.5 < found < sampler_truth.of_gaussians(1.0, 2)
+    assert sampler_truth.played(50.0, 10, 2, 4000) < 0.2
+
+
+def ask(tmp_path, **changes):
+    found = _frame.Ask("small", tmp_path, 1, 2, float("inf"), {})
+    return found._replace(**changes)
+
+
+def test_a_budget_that_is_spent_stops(tmp_path):
+    ask(tmp_path).check()
+    with pytest.raises(KeyboardInterrupt):
+        ask(tmp_path, until=0.0).check()
+
+
+def started(name, tmp_path):
+    arguments = ["--small", "--seeds", "1", "--rounds", "2", "--out", str(tmp_path / "runs")]
+    study = _frame.study_of(name)
+    assert _frame.main(study, arguments) == 0
+    record = json.loads((tmp_path / "runs" / study.file).read_text())
+    assert record["rows"]
+    assert record["parts"]
+    assert record["table"]
+    return record
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["noise_amplification", "sampler_truth", "alpha_and_rate"])
+def test_an_experiment_that_needs_nothing_starts_and_leaves_its_file(name, tmp_path):
+    before = [path.read_bytes() for path in stored()]
+    record = started(name, tmp_path)
+    assert record["number"] == _frame.ORDER.index(name) + 1
+    assert [path.read_bytes() for path in stored()] == before, "a trial overwrote the results"
+
+
+@pytest.mark.thorough
+def test_an_experiment_stopped_by_its_budget_goes_on(tmp_path, capsys):
+    study = _frame.study_of("local_steps")
+    folder = str(tmp_path / "runs")
+    arguments = ["--seeds", "1", "--rounds", "2", "--out", folder]
+    assert _frame.main(study, [*arguments, "--minutes", "1e-6"]) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert (
+        not list((tmp_path / "runs").glob("*.json"))
+        or not (tmp_path / "runs" / study.file).exists()
+    )
+    assert _frame.main(study, arguments) == 0
+    record = json.loads((tmp_path / "runs" / study.file).read_text())
+    assert record["runs"]["failed"] == record["runs"]["refused"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in _frame.ORDER
+        if name not in ("noise_amplification", "sampler_truth", "alpha_and_rate", "local_steps")
+    ],
+)
+def test_every_experiment_starts_and_leaves_its_file(name, tmp_path):
+    started(name, tmp_path)
+
+
+def test_figures_of_the_paper_name_experiments_and_settings_that_exist():
+    import tomllib
+
+    told = tomllib.loads(compare_with_paper.FIGURES.read_text())
+    known = set(_record.settings_of(_frame.ffa.Experiment())) | {"scored"}
+    for figure in told["figure"]:
+        assert figure["study"] in _frame.ORDER
+        assert set(told["setting"] | figure["setting"]) <= known
+    assert {one["computed"] for one in told["exact"]} == set(compare_with_paper.COMPUTED)
