@@ -20,6 +20,7 @@ import ffalora_jax as ffa
 from experiments import _record
 from experiments._verdicts import RATE, Judged, Row
 from ffalora_jax import cli
+from ffalora_jax.cache import write_atomically
 from ffalora_jax.console import progress
 from ffalora_jax.errors import InputError
 
@@ -62,6 +63,14 @@ class Ask(NamedTuple):
     def tell(self, name: str, base: ffa.Experiment, over: dict[str, Any], **more: Any) -> None:
         """Notes what runs have in common, for the file of results."""
         self.settings[name] = _record.settings_of(base) | {"over": over, **more}
+
+    def kept(self, name: str, make: Callable[[], list[Row]]) -> list[Row]:
+        """Returns rows that a stopped call has left, or makes them: for what is no search."""
+        file = self.folder / f"{name}-{self.rounds or 'all'}-rounds.json"
+        if not file.is_file():
+            self.check()
+            write_atomically(file, json.dumps(make()))
+        return json.loads(file.read_text())
 
     def length(self, experiment: ffa.Experiment) -> ffa.Experiment:
         """Returns the experiment with the rounds that were asked for."""

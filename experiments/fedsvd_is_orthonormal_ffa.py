@@ -62,13 +62,16 @@ def run(ask: _frame.Ask) -> list[Row]:
     """Returns a row a case and seed."""
     experiment = ask.length(base())
     ask.tell("paths", experiment, {"case": list(CASES)})
-    rows = []
-    for seed in range(ask.seeds):
-        for case, changes in CASES.items():
-            apart = difference(changes, seed, experiment.rounds)
-            rows.append({"seed": seed, "case": case, "difference": float(f"{apart:.3g}")})
-            ask.check()
-    return rows
+
+    def of_seed(seed: int) -> list[Row]:
+        apart = {case: difference(CASES[case], seed, experiment.rounds) for case in CASES}
+        return [
+            {"seed": seed, "case": case, "difference": float(f"{value:.3g}")}
+            for case, value in apart.items()
+        ]
+
+    found = [ask.kept(f"seed-{s}", lambda s=s: of_seed(s)) for s in range(ask.seeds)]
+    return [row for rows in found for row in rows]
 
 
 def judge(rows: list[Row]) -> Judged:

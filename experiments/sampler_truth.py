@@ -49,16 +49,22 @@ def run(ask: _frame.Ask) -> list[Row]:
     rows = []
     for batches, epochs in cases:
         for claimed in CLAIMED:
-            noise = noise_of(claimed, batches, epochs)
-            row = {"batches": batches, "epochs": epochs, "claimed": claimed, "noise": noise}
-            hidden, games_here = of_one_epoch(noise, batches), 0
-            if epochs > 1:
-                hidden, games_here = played(noise, batches, epochs, games), games
-            known = of_gaussians(noise, epochs)
-            found = {"hidden": hidden, "known": known, "games": games_here}
-            rows.append(row | {name: float(f"{value:.4g}") for name, value in found.items()})
-            ask.check()
+            name = f"{batches}-{epochs}-{claimed:g}"
+            given = claimed, batches, epochs, games
+            rows += ask.kept(name, lambda given=given: [of_case(*given)])
     return rows
+
+
+def of_case(claimed: float, batches: int, epochs: int, games: int) -> Row:
+    """Returns the row of a claim and a form of run."""
+    noise = noise_of(claimed, batches, epochs)
+    row = {"batches": batches, "epochs": epochs, "claimed": claimed, "noise": noise}
+    if epochs > 1:
+        hidden = played(noise, batches, epochs, games)
+    else:
+        hidden, games = of_one_epoch(noise, batches), 0
+    found = {"hidden": hidden, "known": of_gaussians(noise, epochs), "games": games}
+    return row | {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def noise_of(epsilon: float, batches: int, epochs: int) -> float:

@@ -13,6 +13,8 @@ Run: python -m experiments.unequal_sites        Time: 15 minutes on two cores; f
 Limits: simulated time, of machines and lines that do not change; one data set of four sites.
 """
 
+import contextlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import ffalora_jax as ffa
 from experiments import _frame
 from experiments._verdicts import Judged, Row, above, below, cell, differences
+from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import prepare
 from ffalora_jax.presence import times_of
 from ffalora_jax.run_facts import message_bytes
@@ -46,17 +49,18 @@ def run(ask: _frame.Ask) -> list[Row]:
         for number, (way, changes) in enumerate(every.items()):
             folder = ask.folder / f"{seed}-{number}"
             experiment = base.replace(seed=seed, noise_seed=1000 + seed, **changes)
-            rows.append({"seed": seed, "way": way} | row_of(made(experiment, folder)))
             ask.check()
+            rows.append({"seed": seed, "way": way} | row_of(made(experiment, folder)))
     return rows
 
 
 def made(experiment: ffa.Experiment, folder: Path) -> ffa.Run:
     """Runs it, or goes on where it stopped."""
-    if not (folder / "experiment.toml").is_file():
-        return ffa.simulate(experiment, out=folder)
-    run = ffa.load_run(folder)
-    return run if len(run.metrics) >= experiment.rounds else ffa.resume(folder)
+    with contextlib.suppress(InputError):  # none there, or stopped before anything was saved
+        run = ffa.load_run(folder)
+        return run if len(run.metrics) >= experiment.rounds else ffa.resume(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return ffa.simulate(experiment, out=folder)
 
 
 def ways(base: ffa.Experiment) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import random
 
 import pytest
 
@@ -22,6 +23,8 @@ from experiments._verdicts import (
     steadier,
     within,
 )
+from ffalora_jax import config_search, sweeps
+from ffalora_jax.search import every_combination
 
 SURE, WIDE = [2.0, 2.1, 1.9], [2.0, -3.0, 4.0]
 
@@ -331,3 +334,54 @@ def test_figures_of_the_paper_name_experiments_and_settings_that_exist():
         assert figure["study"] in _frame.ORDER
         assert set(told["setting"] | figure["setting"]) <= known
     assert {one["computed"] for one in told["exact"]} == set(compare_with_paper.COMPUTED)
+
+
+def stubbed(experiment, search, data=None, *, model=None, out=None, observe=None):
+    """Checks a search as ``ffa.sweep`` does before its first run, and makes figures up."""
+    asked = sweeps._asked(search)
+    space = config_search.space_of(asked, experiment)
+    sweeps._check_names(space)
+    draw = random.Random(str(out))
+    rows = []
+    for trial in every_combination(space):
+        experiment.replace(**trial.settings)
+        for repeat in range(asked.seeds):
+            facts = {"trial": trial.number, "seed": experiment.seed + repeat, **trial.settings}
+            scores = {n: draw.random() for n in ("validation_accuracy", "test_accuracy")}
+            sizes = {"rank": 8, "trained_parameters": 100, "epsilon_spent": 6.0}
+            rows.append({**facts, "status": "done", "majority_accuracy": 0.5, **scores, **sizes})
+    return sweeps.Sweep(out, rows, {})
+
+
+SEARCHES = "table_1 heterogeneity ranks inits freezing local_steps many_clients".split()
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_all_searches_of_both_sizes_can_be_asked_for_and_judged(name, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(_frame.ffa, "sweep", stubbed)
+    study = _frame.study_of(name)
+    asked = ask(tmp_path, size=size, seeds=3, rounds=None)
+    rows = json.loads(json.dumps(study.run(asked)))
+    judged = study.judge(rows)
+    assert judged.parts
+    assert all(part.count == 3 for part in judged.parts), "a part found no pairs of runs"
+    assert all(len(line) == len(judged.head) and line.count("-") <= 1 for line in judged.table)
+    assert set(asked.settings) == {row["search"] for row in rows}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_one_seed_shows_nothing(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(_frame.ffa, "sweep", stubbed)
+    study = _frame.study_of(name)
+    rows = study.run(ask(tmp_path, rounds=None))
+    assert study.judge(rows).verdict == NOT_SHOWN
+
+
+def test_a_stopped_call_keeps_what_is_no_search(tmp_path):
+    asked = ask(tmp_path)
+    assert asked.kept("one", lambda: [{"seed": 0}]) == [{"seed": 0}]
+    assert asked.kept("one", lambda: [{"seed": 1}]) == [{"seed": 0}]
+    assert asked._replace(rounds=3).kept("one", lambda: [{"seed": 2}]) == [{"seed": 2}]
+    with pytest.raises(KeyboardInterrupt):
+        asked._replace(until=0.0).kept("two", lambda: [])
