@@ -5,7 +5,7 @@ classes mixed 1:9, 9:1 and 5:5, 30 local steps of 32 expected texts; every metho
 rates, its best one by validation over all seeds, reported on SST-2's official validation part. Beside equal
 rank, FFA-LoRA at twice the rank trains as many numbers as LoRA does.
 
-Claim (Sun et al., section 5, table 1): under privacy FFA-LoRA is more accurate and steadier than LoRA.
+Claim (Sun et al., table 1): under privacy FFA-LoRA is more accurate and steadier than LoRA.
 Run: python -m experiments.table_1        Time: 50 minutes on two cores; full: RoBERTa-base, 100 x 10 steps
     of 200, 20 seeds, seven rates, eight methods: planned as 20 hours on one accelerator, not run
 Limits: 30 steps with a small model and a trained head; the paper makes 10,000 with RoBERTa-large and a

@@ -24,6 +24,7 @@ from experiments._verdicts import (
     within,
 )
 from ffalora_jax import config_search, sweeps
+from ffalora_jax.cache import shared_folder
 from ffalora_jax.search import every_combination
 
 SURE, WIDE = [2.0, 2.1, 1.9], [2.0, -3.0, 4.0]
@@ -368,6 +369,17 @@ def test_all_searches_of_both_sizes_can_be_asked_for_and_judged(name, size, tmp_
     assert all(part.count == 3 for part in judged.parts), "a part found no pairs of runs"
     assert all(len(line) == len(judged.head) and line.count("-") <= 1 for line in judged.table)
     assert set(asked.settings) == {row["search"] for row in rows}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["images", "next_token"])
+def test_searches_on_shared_data_can_be_asked_for_and_judged(name, tmp_path, monkeypatch):
+    if shared_folder("data", "gsm8k") is None:
+        pytest.skip("needs FFALORA_SHARED")
+    monkeypatch.setattr(_frame.ffa, "sweep", stubbed)
+    study = _frame.study_of(name)
+    judged = study.judge(study.run(ask(tmp_path, seeds=3)))
+    assert [part.count for part in judged.parts] == [3, 3]
 
 
 @pytest.mark.parametrize("name", SEARCHES)

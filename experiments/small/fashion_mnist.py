@@ -111,7 +111,9 @@ def learn_open_classes(arrays: dict[str, np.ndarray], seed: int, steps: int | No
         weights, state = step(weights, state, images[rows], labels[rows])
     model = nnx.merge(graph, weights)
     images, labels = open_part(arrays, "test")
-    print(f"open classes learnt: accuracy {(model(images).argmax(-1) == labels).mean():.3f}")
+    print(
+        f"open classes learnt: accuracy {(model(jnp.asarray(images)).argmax(-1) == labels).mean():.3f}"
+    )
     model.head = ViT(CONFIG, len(SITES), nnx.Rngs(seed + 1)).head
     return model
 
