@@ -4,6 +4,7 @@ Run: python -m experiments.compare_with_paper        Time: seconds; also the las
 """
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 from experiments import _frame
@@ -17,19 +18,19 @@ HIDDEN, LAYERS, RANK, PLACES = 1024, 24, 8, 2
 """RoBERTa-large with adapters on query and value."""
 
 
-def lines() -> list[list[str]]:
+def lines(folder: Path = _frame.RESULTS) -> list[list[str]]:
     """Returns a line a figure: where, what, the paper's, ours, what differs."""
     told = tomllib.loads(FIGURES.read_text())
-    found = [_trained(figure, told["setting"]) for figure in told["figure"]]
+    found = [_trained(figure, told["setting"], folder) for figure in told["figure"]]
     return found + [_exact(figure) for figure in told["exact"]]
 
 
-def _trained(figure: dict[str, Any], common: dict[str, Any]) -> list[str]:
+def _trained(figure: dict[str, Any], common: dict[str, Any], folder: Path) -> list[str]:
     paper = f"{figure['paper']:.2f}"
     paper += f" ± {figure['spread']}" if "spread" in figure else ""
     paper += f" to {figure['to']:.2f}" if "to" in figure else ""
     start = [figure["where"], figure["what"], paper]
-    record = _frame.record_of(figure["study"])
+    record = _frame.record_of(figure["study"], folder)
     if record is None:
         return [*start, "not run yet", "-"]
     rows = [row for row in record["rows"] if all(row.get(k) == v for k, v in figure["of"].items())]
@@ -81,10 +82,10 @@ def sent(factors: int) -> int:
 COMPUTED = {"noise": noise, "sent_lora": lambda: sent(2), "sent_ffa": lambda: sent(1)}
 
 
-def section() -> str:
+def section(folder: Path = _frame.RESULTS) -> str:
     """Returns the part of docs/results.md."""
     head = ["in the paper", "what", "paper", "ours", "setting: paper / ours"]
-    return TEXT + _frame.table(head, lines())
+    return TEXT + _frame.table(head, lines(folder))
 
 
 TEXT = """Figures of Sun et al. that could be recovered, and ours that come nearest. The paper's spread is a

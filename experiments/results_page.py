@@ -21,7 +21,9 @@ does not tell. A claim held if all of its parts did, and did not if one of them 
 interval of its own: of twenty parts with nothing in them one is expected to look like something. Methods
 share one grid of rates; the best one is chosen by validation over all seeds and reported on the test
 part. Runs that diverged count as the commonest class. Accuracies are in per cent with half their
-interval, in brackets the rate, with a star at an end of the grid.
+interval, in brackets the rate, with a star at an end of the grid. Minutes are wall-clock time, with
+whatever else the machine did. Every method under one mechanism: [all_methods.md](all_methods.md); every
+mechanism audited: [audit.md](audit.md).
 
 """
 
@@ -34,7 +36,7 @@ def page(folder: Path = _frame.RESULTS) -> str:
     pairs = list(zip(studies, records, strict=True))
     text = RULE + _frame.table(head, [_line(study, record) for study, record in pairs])
     text += "\n".join(["", *(_section(study, record) for study, record in pairs)])
-    return text + "\n## Beside the paper\n\n" + compare_with_paper.section()
+    return text + "\n## Beside the paper\n\n" + compare_with_paper.section(folder)
 
 
 def _line(study: _frame.Study, record: dict[str, Any] | None) -> list[str]:
@@ -71,7 +73,10 @@ def _section(study: _frame.Study, record: dict[str, Any] | None) -> str:
 def ran(record: dict[str, Any]) -> str:
     """Returns when, where and how much was run."""
     machine, runs = record["machine"], record["runs"]
-    where = machine["accelerator"] or f"{machine['cores']} cores of {machine['cpu']}"
+    where = (
+        machine["accelerator"]
+        or f"{machine['cores']} core{'s' * (machine['cores'] > 1)} of {machine['cpu']}"
+    )
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k in ("jax", "flax"))
     counted = f"{runs['done']} runs" if runs["done"] else f"{len(record['rows'])} measurements"
     counted += f", {runs['failed']} diverged" if runs["failed"] else ""
