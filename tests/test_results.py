@@ -11,6 +11,7 @@ from experiments._verdicts import (
     HELD,
     NOT_HELD,
     NOT_SHOWN,
+    Judged,
     above,
     accuracy,
     below,
@@ -318,20 +319,49 @@ def test_an_experiment_that_needs_nothing_starts_and_leaves_its_file(name, tmp_p
     assert [path.read_bytes() for path in stored()] == before, "a trial overwrote the results"
 
 
+def two_methods(asked):
+    from flax import nnx
+
+    from experiments import _bases, alpha_and_rate
+
+    base = _bases.toy(**{"data.max_examples": 400, "method.targets": "middle"})
+    base = base.replace(batch_size=16, **{"privacy.epsilon": 6.0, "model.head": "frozen"})
+    over = {"method.name": ["fedavg_lora", "ffa_lora"], "optimizer.learning_rate": [0.3, 1.0]}
+    model = alpha_and_rate.Toy(nnx.Rngs(0))
+    return _frame.searched(asked, "both", base, over, model=model)
+
+
+def lead(rows):
+    found = chosen(rows, ["method.name"])
+    part = above("lead", differences(found["ffa_lora",], found["fedavg_lora",]))
+    return Judged(
+        [part], ["method", "accuracy"], [[key, cell(one)] for (key,), one in found.items()]
+    )
+
+
 @pytest.mark.thorough
-def test_an_experiment_stopped_by_its_budget_goes_on(tmp_path, capsys):
-    study = _frame.study_of("local_steps")
-    folder = str(tmp_path / "runs")
-    arguments = ["--seeds", "1", "--rounds", "2", "--out", folder]
+def test_an_experiment_stopped_by_its_budget_goes_on_and_leaves_its_file(tmp_path, capsys):
+    doc = _frame.study_of("local_steps").doc
+    study = _frame.Study("local_steps", doc, (2, 2), two_methods, lead)
+    folder = tmp_path / "runs"
+    arguments = ["--rounds", "2", "--out", str(folder)]
     assert _frame.main(study, [*arguments, "--minutes", "1e-6"]) == 130
     assert "the same command goes on" in capsys.readouterr().out
-    assert (
-        not list((tmp_path / "runs").glob("*.json"))
-        or not (tmp_path / "runs" / study.file).exists()
-    )
+    assert not (folder / study.file).exists()
     assert _frame.main(study, arguments) == 0
-    record = json.loads((tmp_path / "runs" / study.file).read_text())
-    assert record["runs"]["failed"] == record["runs"]["refused"] == 0
+    record = json.loads((folder / study.file).read_text())
+    assert record["runs"] == {
+        "done": 4,
+        "failed": 0,
+        "refused": 0,
+    }  # one rate: to see whether it starts
+    assert [row["seed"] for row in record["rows"]] == [0, 1, 0, 1]
+    assert record["parts"][0]["count"] == 2
+    assert record["settings"]["both"]["over"]["optimizer.learning_rate"] == [0.3]
+    made = (folder / study.file).read_bytes()
+    assert _frame.main(study, arguments) == 0
+    again = json.loads((folder / study.file).read_text())
+    assert again["rows"] == json.loads(made)["rows"]
 
 
 @pytest.mark.slow
