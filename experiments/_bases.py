@@ -1,8 +1,13 @@
 """What the experiments train on: SST-2 with MiniLM, and a toy for questions that are mathematics."""
 
+import functools
 from pathlib import Path
 
+import numpy as np
+
 import ffalora_jax as ffa
+from ffalora_jax import rng
+from ffalora_jax.data import Dataset
 
 SST2 = Path(__file__).with_name("all_methods.toml")
 PAPER = Path(__file__).parent / "paper" / "sst2.toml"
@@ -18,6 +23,30 @@ OPEN = {"privacy.mechanism": "none", "privacy.epsilon": None}
 def sst2(**changes) -> ffa.Experiment:
     """SST-2 cut to 8,000 texts, MiniLM with adapters on its last two blocks, 3 sites, 30 steps of 32."""
     return ffa.load_experiment(SST2).replace(noise_seed=1, **changes)
+
+
+def sst2_texts(base: ffa.Experiment) -> Dataset:
+    """Returns ``data.max_examples`` of SST-2's training texts, and the whole official test part.
+
+    The same for all seeds. (``data.max_examples`` by itself cuts the held-out part in proportion.)
+    """
+    return _texts(base.data.max_examples)
+
+
+@functools.cache
+def _texts(count: int) -> Dataset:
+    whole = ffa.load_dataset(sst2(**{"data.max_examples": None}))
+    assert whole.held_out is not None
+    rows, held_out = np.flatnonzero(~whole.held_out), np.flatnonzero(whole.held_out)
+    kept = rng.numpy_rng(0, rng.Purpose.SUBSET).choice(rows, count, replace=False)
+    return whole.take(np.sort(np.concatenate([kept, held_out])))
+
+
+def setting(small: bool):
+    """Returns what an experiment on SST-2 begins with, and its data: None if they are read as they are."""
+    if small:
+        return sst2(), sst2_texts
+    return paper_sst2(rounds=100, evaluate_every=100), None
 
 
 def paper_sst2(**changes) -> ffa.Experiment:

@@ -169,7 +169,7 @@ def searched(
         name: of the search's folder; stands in every row as ``search``.
         base: what its runs have in common.
         over: what is varied.
-        data: as in ``ffa.sweep``.
+        data: as in ``ffa.sweep``, or a function that makes it from the base.
         model: as in ``ffa.sweep``.
         more: further settings of the search.
     """
@@ -177,6 +177,8 @@ def searched(
     if ask.rounds is not None and RATE in over:
         over = over | {RATE: over[RATE][:1]}
     ask.tell(name, base, over, **more)
+    if callable(data):
+        data, base = loaded(data, base), base.replace(**{"data.max_examples": None})
     search = {"over": over, "seeds": ask.seeds, **more}
     with progress(name) as show:
 
@@ -187,6 +189,11 @@ def searched(
 
         found = ffa.sweep(base, search, data, model=model, out=path, observe=observe)
     return [{"search": name} | _record.condensed(row, over) for row in found.rows]
+
+
+def loaded(make: Callable[[ffa.Experiment], Any], base: ffa.Experiment) -> Any:
+    """Returns an experiment's data."""
+    return make(base)
 
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ Limits: 30 steps: schedules that pay late are not seen. Without privacy, or with
 import sys
 
 from experiments import _frame
-from experiments._bases import FEW_RATES, OPEN, RATES, paper_sst2, sst2
+from experiments._bases import FEW_RATES, OPEN, RATES, setting
 from experiments._verdicts import RATE, Judged, Row, above, cell, chosen, differences
 
 LORA, FFA = "LoRA", "FFA-LoRA"
@@ -27,7 +27,7 @@ MARGIN = -1.0
 
 def run(ask: _frame.Ask) -> list[Row]:
     """Searches the rates of every schedule."""
-    base = sst2() if ask.small else paper_sst2(rounds=100, evaluate_every=100)
+    base, data = setting(ask.small)
     rounds = ask.length(base).rounds
     early, turns = f"ffa_from {max(1, rounds // 3)}", "alternate 1"
     over = {RATE: FEW_RATES if ask.small else RATES}
@@ -36,11 +36,11 @@ def run(ask: _frame.Ask) -> list[Row]:
     for kind, changes in kinds.items():
         both = base.replace(**{"method.name": "fedavg_lora"}, **changes)
         freezes = {"method.freeze": ["none", early, turns]}
-        found = _frame.searched(ask, f"A and B, {kind}", both, over | freezes)
+        found = _frame.searched(ask, f"A and B, {kind}", both, over | freezes, data)
         rows += [_of(row, kind, row["method.freeze"].replace("none", LORA)) for row in found]
         alone = base.replace(**{"method.name": "ffa_lora"}, **changes)
         thaws = ["none", "thaw 0.25 rank"] + ([] if ask.small else ["thaw 0.5 layers"])
-        found = _frame.searched(ask, f"B, {kind}", alone, over | {"method.freeze": thaws})
+        found = _frame.searched(ask, f"B, {kind}", alone, over | {"method.freeze": thaws}, data)
         rows += [_of(row, kind, row["method.freeze"].replace("none", FFA)) for row in found]
     return rows
 

@@ -16,7 +16,7 @@ Limits: one clip norm and rank. A Dirichlet split that leaves a site fewer texts
 import sys
 
 from experiments import _frame
-from experiments._bases import FEW_RATES, MILD, OPEN, RATES, SEVERE, paper_sst2, sst2
+from experiments._bases import FEW_RATES, MILD, OPEN, RATES, SEVERE, setting
 from experiments._verdicts import RATE, Judged, Row, above, beyond, cell, chosen, differences
 
 LORA, FFA = "fedavg_lora", "ffa_lora"
@@ -26,7 +26,7 @@ NAMES = {SEVERE: "severe", MILD: "mild"}
 
 def run(ask: _frame.Ask) -> list[Row]:
     """Searches both methods' rates in every split."""
-    base = sst2() if ask.small else paper_sst2(rounds=100, evaluate_every=100)
+    base, data = setting(ask.small)
     rates = FEW_RATES if ask.small else RATES
     over = {"method.name": [LORA, FFA], RATE: rates}
     kinds = {"epsilon 6": {}} if ask.small else {"epsilon 6": {}, "no privacy": OPEN}
@@ -34,13 +34,13 @@ def run(ask: _frame.Ask) -> list[Row]:
     for kind, changes in kinds.items():
         begin = base.replace(**changes)
         splits = {"partition.proportions": [SEVERE] if ask.small else [SEVERE, MILD]}
-        found = _frame.searched(ask, f"proportions, {kind}", begin, over | splits)
+        found = _frame.searched(ask, f"proportions, {kind}", begin, over | splits, data)
         rows += [_of(row, kind, NAMES[row["partition.proportions"]]) for row in found]
         iid = begin.replace(**{"partition.name": "iid", "partition.num_clients": 3})
-        rows += [_of(r, kind, "iid") for r in _frame.searched(ask, f"iid, {kind}", iid, over)]
+        rows += [_of(r, kind, "iid") for r in _frame.searched(ask, f"iid, {kind}", iid, over, data)]
         uneven = iid.replace(**{"partition.name": "dirichlet"})
         alphas = {"partition.dirichlet_alpha": [0.5] if ask.small else ALPHAS}
-        found = _frame.searched(ask, f"Dirichlet, {kind}", uneven, over | alphas)
+        found = _frame.searched(ask, f"Dirichlet, {kind}", uneven, over | alphas, data)
         rows += [_of(r, kind, f"Dirichlet {r['partition.dirichlet_alpha']:g}") for r in found]
     return rows
 

@@ -17,7 +17,7 @@ Limits: the ablation is on MNLI with RoBERTa-large, where there is more to gain;
 import sys
 
 from experiments import _frame
-from experiments._bases import RATES, paper_sst2, sst2
+from experiments._bases import RATES, setting
 from experiments._verdicts import RATE, Judged, Row, above, cell, chosen, differences, within
 
 INITS = ["kaiming", "orthonormal", "pissa"]
@@ -28,13 +28,13 @@ ALIKE = 3.0
 
 def run(ask: _frame.Ask) -> list[Row]:
     """Searches the rates of every initialiser, and of ensembles of kaiming's."""
-    base = sst2() if ask.small else paper_sst2(rounds=100, evaluate_every=100)
+    base, data = setting(ask.small)
     rates = {RATE: RATES[:3] if ask.small else RATES}
     over = {"method.init": INITS if ask.small else ALL}
-    rows = _frame.searched(ask, "initialisers", base, over | rates)
+    rows = _frame.searched(ask, "initialisers", base, over | rates, data)
     members = {"ensemble.members": [3] if ask.small else [3, 5]}
     few = {RATE: [0.3, 1.0]} if ask.small else rates
-    found = _frame.searched(ask, "ensembles", base, members | few)
+    found = _frame.searched(ask, "ensembles", base, members | few, data)
     return rows + [row | {"method.init": f"ensemble of {row['ensemble.members']}"} for row in found]
 
 

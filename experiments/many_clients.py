@@ -17,7 +17,7 @@ Limits: classes are mixed alike at all clients (heterogeneity is asked in its ow
 import sys
 
 from experiments import _frame
-from experiments._bases import FEW_RATES, OPEN, RATES, paper_sst2, sst2
+from experiments._bases import FEW_RATES, OPEN, RATES, setting
 from experiments._verdicts import RATE, Judged, Row, above, beyond, cell, chosen
 
 LORA, FFA = "fedavg_lora", "ffa_lora"
@@ -26,11 +26,10 @@ COUNTS = (3, 30, 300)
 
 def run(ask: _frame.Ask) -> list[Row]:
     """Searches both methods' rates for every number of clients."""
+    base, data = setting(ask.small)
     if ask.small:
-        base = sst2(**{"data.max_examples": 24_000, "method.layers": "5"})
-        base = base.replace(batch_size=16, max_validation=20)
-    else:
-        base = paper_sst2(rounds=100, evaluate_every=100, batch_size=64)
+        base = base.replace(**{"data.max_examples": 24_000, "method.layers": "5"})
+    base = base.replace(batch_size=16 if ask.small else 64, max_validation=20)
     base = base.replace(**{"partition.name": "iid"})
     kinds = {"no privacy": OPEN, "epsilon 6": {}}
     rows = []
@@ -40,7 +39,7 @@ def run(ask: _frame.Ask) -> list[Row]:
             over = {"method.name": [LORA, FFA], RATE: few if ask.small else RATES}
             here = base.replace(cohort_size=min(10, count), **changes)
             here = here.replace(**{"partition.num_clients": count})
-            found = _frame.searched(ask, f"{count} clients, {kind}", here, over)
+            found = _frame.searched(ask, f"{count} clients, {kind}", here, over, data)
             rows += [row | {"kind": kind, "clients": count} for row in found]
     return rows
 

@@ -15,7 +15,7 @@ Limits: the paper's table is on QNLI with RoBERTa-large; a hidden size of 384 ha
 import sys
 
 from experiments import _frame
-from experiments._bases import FEW_RATES, OPEN, RATES, paper_sst2, sst2
+from experiments._bases import FEW_RATES, OPEN, RATES, setting
 from experiments._verdicts import RATE, Judged, Row, above, cell, chosen, differences, within
 
 LORA, FFA = "fedavg_lora", "ffa_lora"
@@ -25,14 +25,16 @@ FLAT = 3.0
 
 def run(ask: _frame.Ask) -> list[Row]:
     """Searches both methods' rates at every rank, at epsilon 1 and without privacy."""
-    base = sst2() if ask.small else paper_sst2(rounds=100, evaluate_every=100)
+    base, data = setting(ask.small)
     ranks = [2, 8, 16] if ask.small else [1, 2, 4, 8, 16, 32]
     over = {"method.name": [LORA, FFA], "method.rank": ranks}
     at_one = base.replace(**{"privacy.epsilon": 1.0})
     rates = FEW_RATES if ask.small else RATES
-    rows = _frame.searched(ask, "epsilon 1", at_one, over | {RATE: rates})
+    rows = _frame.searched(ask, "epsilon 1", at_one, over | {RATE: rates}, data)
     rates = RATES[:2] if ask.small else RATES
-    return rows + _frame.searched(ask, "no privacy", base.replace(**OPEN), over | {RATE: rates})
+    return rows + _frame.searched(
+        ask, "no privacy", base.replace(**OPEN), over | {RATE: rates}, data
+    )
 
 
 def judge(rows: list[Row]) -> Judged:

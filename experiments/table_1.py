@@ -16,7 +16,7 @@ Limits: 30 steps with a small model and a trained head; the paper makes 10,000 w
 import sys
 
 from experiments import _frame
-from experiments._bases import FEW_RATES, OPEN, RATES, paper_sst2, sst2
+from experiments._bases import FEW_RATES, OPEN, RATES, setting
 from experiments._verdicts import (
     RATE,
     Judged,
@@ -37,18 +37,18 @@ WIDE = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
 
 def run(ask: _frame.Ask) -> list[Row]:
     """Searches the rates of every method, without privacy and at three budgets."""
-    base = sst2() if ask.small else paper_sst2(rounds=100, evaluate_every=100)
+    base, data = setting(ask.small)
     methods = METHODS if ask.small else MORE
     private = FEW_RATES if ask.small else WIDE
     # Nothing tames SGD without clipping: smaller rates too.
     open_rates = RATES[:2] if ask.small else WIDE
     epsilons = {"privacy.epsilon": [6.0, 1.0] if ask.small else [6.0, 3.0, 1.0]}
     over = {"method.name": methods, RATE: private}
-    rows = _frame.searched(ask, "private", base, over | epsilons)
+    rows = _frame.searched(ask, "private", base, over | epsilons, data)
     twice = base.replace(**{"method.name": FFA, "method.rank": 2 * base.method.rank})
-    at_twice = _frame.searched(ask, "twice the rank", twice, {RATE: private} | epsilons)
+    at_twice = _frame.searched(ask, "twice the rank", twice, {RATE: private} | epsilons, data)
     rows += [row | {"method.name": TWICE} for row in at_twice]
-    rows += _frame.searched(ask, "open", base.replace(**OPEN), over | {RATE: open_rates})
+    rows += _frame.searched(ask, "open", base.replace(**OPEN), over | {RATE: open_rates}, data)
     return rows
 
 

@@ -107,8 +107,7 @@ def test_settings_that_differ_are_named():
     assert compare_with_paper.different(theirs, theirs) == "nothing"
 
 
-def test_our_figures_stand_beside_the_papers_with_what_differs(tmp_path, monkeypatch):
-    monkeypatch.setattr(_frame.ffa, "sweep", stubbed)
+def test_our_figures_stand_beside_the_papers_with_what_differs(tmp_path, made_up):
     study = _frame.study_of("ranks")
     asked = ask(tmp_path, seeds=2, rounds=None)
     rows = study.run(asked)
@@ -233,6 +232,13 @@ def test_figures_of_the_paper_name_experiments_and_settings_that_exist():
     assert {one["computed"] for one in told["exact"]} == set(compare_with_paper.COMPUTED)
 
 
+@pytest.fixture
+def made_up(monkeypatch):
+    """Searches that run nothing, without data that need files."""
+    monkeypatch.setattr(_frame.ffa, "sweep", stubbed)
+    monkeypatch.setattr(_frame, "loaded", lambda make, base: None)
+
+
 def stubbed(experiment, search, data=None, *, model=None, out=None, observe=None):
     """Checks a search as ``ffa.sweep`` does before its first run, and makes figures up."""
     asked = sweeps._asked(search)
@@ -255,8 +261,7 @@ SEARCHES = "table_1 heterogeneity ranks inits freezing local_steps many_clients"
 
 @pytest.mark.parametrize("size", ["small", "full"])
 @pytest.mark.parametrize("name", SEARCHES)
-def test_all_searches_of_both_sizes_can_be_asked_for_and_judged(name, size, tmp_path, monkeypatch):
-    monkeypatch.setattr(_frame.ffa, "sweep", stubbed)
+def test_all_searches_of_both_sizes_can_be_asked_for_and_judged(name, size, tmp_path, made_up):
     study = _frame.study_of(name)
     asked = ask(tmp_path, size=size, seeds=3, rounds=None)
     rows = json.loads(json.dumps(study.run(asked)))
@@ -279,8 +284,7 @@ def test_searches_on_shared_data_can_be_asked_for_and_judged(name, tmp_path, mon
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_one_seed_shows_nothing(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(_frame.ffa, "sweep", stubbed)
+def test_one_seed_shows_nothing(name, tmp_path, made_up):
     study = _frame.study_of(name)
     rows = study.run(ask(tmp_path, rounds=None))
     assert study.judge(rows).verdict == NOT_SHOWN
