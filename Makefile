@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-pythons lint docs bench faults fuzz soak mutants security clean help
+.PHONY: demo test test-all test-pythons lint docs bench experiments results faults fuzz soak mutants security clean help
 
 help:
 	@echo "make demo      install into .venv, run the quickstart, print where the report is"
@@ -16,6 +16,7 @@ help:
 	@echo "make mutants   small faults put into the code: the tests must fail for each"
 	@echo "make security  known holes and licences of what constraints.txt installs"
 	@echo "make docs      the documentation site, docs/_build/html/index.html; a warning is an error"
+	@echo "make experiments  the fourteen experiments, the small size of each (hours); make results: their page alone"
 	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
 $(VENV)/.installed: $(SOURCES)
@@ -73,6 +74,12 @@ security: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmarks/bench.py
+
+experiments: $(VENV)/.installed
+	$(BIN)/python -m experiments.run_all
+
+results: $(VENV)/.installed
+	$(BIN)/python -m experiments.results_page
 
 clean:
 	rm -rf $(VENV) build docs/_build *.egg-info
