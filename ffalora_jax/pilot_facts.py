@@ -91,6 +91,7 @@ class Facts:
             "rounds": settings.rounds,
             "rank": settings.method.rank,
             "layers": settings.method.layers,
+            "max_test": settings.max_test,
             "init": settings.method.init,
             "clip_norm": settings.privacy.clip_norm,
             "mechanism": settings.privacy.mechanism,

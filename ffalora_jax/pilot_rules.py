@@ -157,14 +157,14 @@ RISES = 0.005
 """Share of right answers by which the last third of the rounds has to be better, to go on longer."""
 
 
-def longer(curve: Sequence[float]) -> bool:
+def longer(curve: Sequence[float]) -> bool | None:
     """Whether accuracy on the validation part still rose at the end, so that more rounds may help.
 
-    The mean of the last third of the evaluations against that of the third before it.
+    The mean of the last third of the evaluations against that of the third before it; None of too few.
     """
     third = len(curve) // 3
     if third == 0:
-        return False
+        return None
     last, before = curve[-third:], curve[-2 * third : -third]
     return float(np.mean(last)) - float(np.mean(before)) > RISES
 

@@ -24,6 +24,8 @@ RUNS = "runs"
 WORTH = 0.95
 """Of the slowest site's time: a deadline above that saves too little to be tried."""
 SLACK = 1.001
+QUICK_VALIDATION, QUICK_TEST = 100, 300
+"""Held-out examples of a site in a quick pilot."""
 LATEST = 4
 """Runs whose longest says how long the next one takes."""
 
@@ -57,7 +59,7 @@ class Piloting:
         self._done = self._planned = 0
         self._last: list[float] = []
         observe(Event("reading data and model"))
-        self.experiment = in_upper_blocks(experiment, self.many) if asked.quick else experiment
+        self.experiment = quicker(experiment, self.many) if asked.quick else experiment
         self.first = prepare(self.experiment, loader=self.many.loader)
         self.deadline = deadline_worth_trying(self.first)
         self.answers: list[Answer] = []
@@ -158,8 +160,14 @@ def _score(row: dict[str, Any]) -> float | None:
     return row["validation_accuracy"] if row["status"] == "done" else None
 
 
-def in_upper_blocks(experiment: Experiment, many: ManyRuns) -> Experiment:
-    """Puts the adapters into the upper third of the blocks, where it was left open and there are some."""
+def quicker(experiment: Experiment, many: ManyRuns) -> Experiment:
+    """Leaves out what takes most time, where the experiment says nothing about it.
+
+    Adapters go into the upper third of the blocks, and of each site few held-out examples are scored.
+    """
+    fewer = min(experiment.max_validation, QUICK_VALIDATION)
+    most = QUICK_TEST if experiment.max_test is None else experiment.max_test
+    experiment = experiment.replace(max_validation=fewer, max_test=most)
     if experiment.method.layers != "all":
         return experiment
     loaded = many.loader.model(experiment, many.loader.dataset(experiment).num_classes)

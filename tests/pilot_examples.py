@@ -38,6 +38,7 @@ def example(**changes: Any) -> dict[str, Any]:
             "rounds": 9,
             "rank": 8,
             "layers": "4-5",
+            "max_test": 300,
             "init": "kaiming",
             "clip_norm": 1.0,
             "mechanism": "dp_sgd",

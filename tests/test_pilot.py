@@ -228,10 +228,11 @@ def test_a_quick_pilot_has_under_five_minutes():
 def test_a_quick_pilot_trains_the_upper_third_of_the_blocks():
     many = piloting.ManyRuns()
     blocks = len(many.loader.model(small(), 2).model.layers)
-    quick = piloting.in_upper_blocks(small(), many)
+    quick = piloting.quicker(small(), many)
+    assert quick.max_test == 300
     assert quick.method.layers == ("all" if blocks < 3 else f"{blocks - blocks // 3}-{blocks - 1}")
-    given = small(**{"method.layers": "0"})
-    assert piloting.in_upper_blocks(given, many) == given
+    given = small(max_test=50, **{"method.layers": "0"})
+    assert piloting.quicker(given, many) == given
 
 
 def test_a_deadline_is_tried_where_the_slowest_site_can_keep_it_with_fewer_steps():

@@ -49,7 +49,9 @@ def limits(found: dict[str, Any], t: Texts) -> list[str]:
     """Says what the pilot cannot say."""
     said = [t("limit_data"), t("limit_held_out"), t("limit_simulated")]
     if found["asked"]["quick"]:
-        said.append(t("limit_quick", layers=found["about"]["layers"]))
+        said.append(
+            t("limit_quick", layers=found["about"]["layers"], test=found["about"]["max_test"])
+        )
     if not found["whole"]:
         said.append(t("limit_stopped"))
     return said + [t("limit_refused", why=why) for why in found["refused"]]
@@ -69,9 +71,10 @@ def next_steps(found: dict[str, Any], t: Texts) -> list[str]:
         said.append(t("next_roll_out", sites=t.names(winners) if some else t("next_sites_all")))
     if found["recommendation"]["certainty"] != "high":
         said.append(t("next_repeat"))
-    rounds = found["next"]["rounds"]
-    longer = found["next"]["longer"]
-    said.append(t("next_longer", rounds=2 * rounds) if longer else t("next_rounds", rounds=rounds))
+    rounds, longer = found["next"]["rounds"], found["next"]["longer"]
+    if longer is not None:
+        key, planned = ("next_longer", 2 * rounds) if longer else ("next_rounds", rounds)
+        said.append(t(key, rounds=planned))
     at = epsilon(found["about"]["epsilon"], "–")
     rate = f"{found['learning_rate']:.3g}"
     return [*said, t("next_budget", epsilon=at, rate=rate, rank=found["about"]["rank"])]

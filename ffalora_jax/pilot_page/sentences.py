@@ -3,6 +3,7 @@
 from typing import Any
 
 from ffalora_jax.pilot_page.texts import Texts, epsilon, percent, points, size, small
+from ffalora_jax.pilot_rules import FEW
 
 MONTH_LINE = 1
 """Of ``report.times.RATES``: 10 Mbit/s, a weak office line."""
@@ -49,6 +50,8 @@ def _against_the_other(found: dict[str, Any], t: Texts) -> list[str]:
     if not others:
         return []
     key = "alike" if set(others) & set(result["alike"]) else "better"
+    if key == "better" and result["repetitions"] < FEW:
+        key = "ahead"
     return [t(key, method=t(result["method"]), others=t.names([t(name) for name in others]))]
 
 
