@@ -116,6 +116,7 @@ ROOMS = (
     "shared_search",
     "searching",
     "sweeps",
+    "plots",
     "pilot_rules",
     "pilot_course",
     "trackers",

@@ -62,7 +62,7 @@ def accuracy_of_runs(runs: Sequence[Run]) -> str:
 
     def draw(axes: Axes):
         for index, run in enumerate(runs):
-            rounds, values = _evaluated(run, "accuracy")
+            rounds, values = evaluated(run, "accuracy")
             axes.plot(rounds, values, "o-", color=_color(index), label=words.label(run))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("validation accuracy")
@@ -72,8 +72,8 @@ def accuracy_of_runs(runs: Sequence[Run]) -> str:
 
 
 def _accuracy(axes: Axes, run: Run) -> None:
-    rounds, mean = _evaluated(run, "accuracy")
-    _, per_site = _evaluated(run, "accuracy_per_client")
+    rounds, mean = evaluated(run, "accuracy")
+    _, per_site = evaluated(run, "accuracy_per_client")
     names = list(
         run.metrics[-1].get("test_accuracy_per_client")
         or [c["name"] for c in run.privacy["clients"]]
@@ -162,7 +162,7 @@ def _partition(axes: Axes, run: Run) -> None:
         axes.barh(place, counts[:, index], left=left, height=0.7, color=_color(index), label=label)
         left += counts[:, index]
     if len(names) <= 25:
-        axes.set_yticks(place, [_literal(name) for name in names])
+        axes.set_yticks(place, [literal(name) for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     some = "" if len(shown) == len(table["clients"]) else f" of the first {MOST_BARS} sites"
@@ -201,18 +201,19 @@ def _drawn(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _evaluated(run: Run, field: str) -> tuple[list[int], list]:
+def evaluated(run: Run, field: str) -> tuple[list[int], list]:
+    """Returns the rounds, from 1 on, that were evaluated, and what a figure was there."""
     lines = [line for line in run.metrics if line.get(field) is not None]
     return [line["round_index"] + 1 for line in lines], [line[field] for line in lines]
 
 
 def _legend_below(axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    labels = [_literal(label) for label in labels]
+    labels = [literal(label) for label in labels]
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Returns a name as a label: a short line, whose dollar signs matplotlib does not read as mathematics."""
     line = " ".join(text.split())
     line = line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}\u2026"
