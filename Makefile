@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-pythons lint bench faults fuzz soak mutants security clean help
+.PHONY: demo test test-all test-pythons lint bench notebooks faults fuzz soak mutants security clean help
 
 help:
 	@echo "make demo      install into .venv, run the quickstart, print where the report is"
@@ -15,6 +15,7 @@ help:
 	@echo "make faults    kill runs and break their disks on purpose; make fuzz, make soak: broken files, long runs"
 	@echo "make mutants   small faults put into the code: the tests must fail for each"
 	@echo "make security  known holes and licences of what constraints.txt installs"
+	@echo "make notebooks  runs the notebooks and writes what they show into them"
 	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
 $(VENV)/.installed: $(SOURCES)
@@ -61,6 +62,9 @@ security: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.licences
 	$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python -m tests.notebook_files
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmarks/bench.py

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run, load_run
@@ -27,6 +27,8 @@ INK, FAINT = "#1d2329", "#c3c8ce"
 MARKERS = "osD^vPX*"
 SIZE = (5.6, 3.4)
 """Inches: two side by side fit a page."""
+SPREAD = 8
+"""Numbers that lie further apart than by this factor are drawn by their logarithms."""
 
 
 def axes_of(ax: Axes | None) -> Axes:
@@ -125,6 +127,17 @@ def short(name: str) -> str:
 def value(found: Any) -> str:
     """Returns a setting's value for a label."""
     return f"{found:.4g}" if isinstance(found, float) else str(found)
+
+
+def far_apart(numbers: Sequence[float]) -> bool:
+    """Whether numbers above zero are to be drawn by their logarithms."""
+    return bool(numbers) and min(numbers) > 0 and max(numbers) > SPREAD * min(numbers)
+
+
+def by_powers(ax: Axes) -> None:
+    """Draws the horizontal axis by logarithms, with plain numbers on it."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
 
 
 def by_round(ax: Axes) -> None:

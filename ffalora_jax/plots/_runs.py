@@ -45,6 +45,8 @@ def accuracy(runs: Runs, ax: Axes | None = None, labels: Sequence[str] | None = 
 def privacy(runs: Runs, ax: Axes | None = None, labels: Sequence[str] | None = None) -> Axes:
     """Draws validation accuracy against the epsilon spent so far; runs without privacy as dashed levels.
 
+    Budgets far apart are drawn by their logarithms.
+
     Args:
         runs: a run, several, or a search; at least one of them private.
         ax: as in ``accuracy``.
@@ -70,7 +72,10 @@ def privacy(runs: Runs, ax: Axes | None = None, labels: Sequence[str] | None = N
         spent = [line["epsilon"] for line in lines]
         ax.plot(spent, [line["accuracy"] for line in lines], label=name, **_axes.style(index))
     ax.set_xlabel("epsilon spent (largest site)")
-    ax.set_xlim(left=0)
+    if _axes.far_apart([run.epsilon for run in found if run.epsilon]):
+        _axes.by_powers(ax)
+    else:
+        ax.set_xlim(left=0)
     _axes.share(ax, VALIDATION)
     _axes.legend(ax)
     return ax

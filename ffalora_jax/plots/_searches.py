@@ -22,8 +22,6 @@ SHOWN = {
     "seconds": "seconds in the rounds of a run",
 }
 """What may be drawn, and how it is called."""
-SPREAD = 8
-"""Numbers that lie further apart than by this factor are drawn by their logarithms."""
 
 
 def grid(
@@ -127,7 +125,7 @@ def _with_bars(
 def _across(ax: Axes, x: str, across: Sequence) -> None:
     """Names the horizontal axis and writes the tried values on it."""
     numbers = _are_numbers(across)
-    if numbers and min(across) > 0 and max(across) > SPREAD * min(across):
+    if numbers and _axes.far_apart(across):
         ax.set_xscale("log")
     ax.set_xticks(across if numbers else range(len(across)), [_axes.value(one) for one in across])
     ax.minorticks_off()
