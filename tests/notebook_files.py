@@ -13,7 +13,6 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
-from traitlets.config import Config
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SECONDS = 600
@@ -35,12 +34,8 @@ def read(name: str) -> nbformat.NotebookNode:
 
 def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     """Runs all cells in a folder, in order, in a kernel of their own; an error in a cell is raised."""
-    config = Config()
-    if os.name == "posix":
-        config.KernelManager.transport = "ipc"  # no port is opened
     client = NotebookClient(
         notebook,
-        config=config,
         timeout=SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},

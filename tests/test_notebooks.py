@@ -54,7 +54,9 @@ def test_a_notebook_is_short_and_begins_with_what_it_is(notebook):
 def test_its_cells_were_run_in_order_from_a_clean_kernel(notebook):
     counts = [cell.execution_count for cell in code_of(notebook)]
     assert counts == list(range(1, len(counts) + 1))
-    assert [cell["id"] for cell in notebook.cells] == [f"cell-{i}" for i in range(len(notebook.cells))]
+    assert [cell["id"] for cell in notebook.cells] == [
+        f"cell-{i}" for i in range(len(notebook.cells))
+    ]
     assert notebook.metadata.kernelspec.name == "python3"
 
 
@@ -88,7 +90,7 @@ def test_a_path_of_a_machine_is_found(text):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs(name, tmp_path):
-    """In a folder of its own, from a clean kernel; the kept outputs are of as many kinds as the fresh ones."""
+    """In a folder of its own, from a clean kernel; the kept outputs are of the kinds of the fresh ones."""
     kept = notebook_files.read(name)
     kinds = [[one.output_type for one in cell.outputs] for cell in code_of(kept)]
     fresh = notebook_files.tidied(notebook_files.executed(kept, tmp_path))

@@ -119,7 +119,9 @@ def _with_bars(
     ax.plot(at, means, label=label, **_axes.style(index))
     bars = [(p, i.low, i.high) for p, i in shown if i.low is not None]
     if bars:
-        ax.vlines(*zip(*bars, strict=True), color=_axes.color(index), linewidth=1.2, alpha=0.7)
+        ax.vlines(
+            *zip(*bars, strict=True), color=_axes.color(index), linewidth=3 - index % 3, alpha=0.5
+        )
 
 
 def _across(ax: Axes, x: str, across: Sequence) -> None:
