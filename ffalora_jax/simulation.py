@@ -218,9 +218,9 @@ def check_unchanged(run: Prepared, ledger: Ledger, path: Path) -> None:
         )
 
 
-def folder_of(name: str) -> Path:
-    """Returns where a run of that name goes: always a folder right under runs/."""
-    return Path("runs", re.sub(r"[/\\\0]+", "-", name).strip(". ") or "run")
+def folder_of(name: str, above: str = "runs") -> Path:
+    """Returns where what has that name goes: always a folder right under runs/, sweeps/ or pilots/."""
+    return Path(above, re.sub(r"[/\\\0]+", "-", name).strip(". ") or "run")
 
 
 def free_path(path: Path) -> Path:
