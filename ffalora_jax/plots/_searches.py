@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import FuncFormatter
 
 from ffalora_jax.errors import InputError, nearest, one_of
 from ffalora_jax.plots import _axes
@@ -105,6 +106,7 @@ def lines(
         ax.set_ylim(max(low, 0.0), min(high, 1.0))
     else:
         ax.set_ylabel(SHOWN[value])
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda found, _: _written(found, value)))
     _axes.legend(ax)
     return ax
 
