@@ -148,7 +148,7 @@ def by_round(ax: Axes) -> None:
 
 def share(ax: Axes, label: str) -> None:
     """Names a vertical axis of shares, in per cent."""
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_ylabel(label)
 
 
