@@ -16,8 +16,8 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SECONDS = 600
-COLORS = 48
-"""Of a picture as it is kept: lines and bars need no more, and the file is a third of the size."""
+COLORS = 255
+"""Of a picture as it is kept: enough for lines of a single point's width, at a third of the size."""
 
 
 def names() -> list[str]:

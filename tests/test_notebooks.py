@@ -1,12 +1,19 @@
 """The notebooks run as they stand, and what they show is small and names no machine."""
 
+import base64
 import getpass
+import io
 import re
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
 
+from ffalora_jax.plots import _axes
 from tests import notebook_files
 
 NAMES = notebook_files.names()
@@ -77,6 +84,22 @@ def test_its_pictures_are_drawn_by_the_library(notebook):
     source = "\n".join(cell.source for cell in code_of(notebook))
     assert "ffa.plot." in source
     assert "pyplot" not in source
+
+
+def test_a_kept_picture_has_the_colours_of_its_lines():
+    figure = Figure(figsize=(5.6, 3.4))
+    axes = figure.add_subplot()
+    for index in range(len(_axes.COLORS)):
+        axes.plot([0, 1, 2], [index, index + 2, index - 1], **_axes.style(index))
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png")
+    picture = base64.b64encode(whole.getvalue()).decode()
+    small = base64.b64decode(notebook_files.in_few_colors(picture))
+    assert len(small) < len(whole.getvalue()) / 2
+    pixels = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).reshape(-1, 3).astype(int)
+    for color in _axes.COLORS:
+        wanted = [round(255 * part) for part in to_rgb(color)]
+        assert np.abs(pixels - np.array([wanted])).sum(axis=1).min() <= 3
 
 
 @pytest.mark.parametrize(
