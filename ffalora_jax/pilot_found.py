@@ -33,7 +33,7 @@ def found(pilot: Piloting, whole: bool, audit: dict[str, Any] | None) -> dict[st
     return {
         "name": settings.name,
         "about": facts.about(),
-        "asked": vars(pilot.asked) | {"seconds": pilot.asked.seconds - max(0.0, pilot.left)},
+        "asked": vars(pilot.asked) | {"seconds": pilot.before + pilot.used},
         "whole": whole,
         "runs": len({a.row["folder"] for a in pilot.answers if a.row["status"] != "refused"}),
         "failed": sum(a.row["status"] == "failed" for a in pilot.answers),

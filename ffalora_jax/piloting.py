@@ -52,18 +52,25 @@ class Piloting:
         self.secret = secret if experiment.noise_seed is None else experiment.noise_seed
         self.many = ManyRuns(data, model, self._tell)
         self._begin = time.monotonic()
+        self.before = 0.0
+        """Seconds that earlier calls took."""
         self._done = self._planned = 0
         self._last: list[float] = []
         observe(Event("reading data and model"))
-        self.experiment = _quick(experiment, self.many) if asked.quick else experiment
+        self.experiment = in_upper_blocks(experiment, self.many) if asked.quick else experiment
         self.first = prepare(self.experiment, loader=self.many.loader)
         self.deadline = deadline_worth_trying(self.first)
         self.answers: list[Answer] = []
 
     @property
+    def used(self) -> float:
+        """Seconds so far, of this call."""
+        return time.monotonic() - self._begin
+
+    @property
     def left(self) -> float:
         """Seconds left."""
-        return self.asked.seconds - (time.monotonic() - self._begin)
+        return self.asked.seconds - self.used
 
     @property
     def longest_run(self) -> float:
@@ -151,7 +158,7 @@ def _score(row: dict[str, Any]) -> float | None:
     return row["validation_accuracy"] if row["status"] == "done" else None
 
 
-def _quick(experiment: Experiment, many: ManyRuns) -> Experiment:
+def in_upper_blocks(experiment: Experiment, many: ManyRuns) -> Experiment:
     """Puts the adapters into the upper third of the blocks, where it was left open and there are some."""
     if experiment.method.layers != "all":
         return experiment

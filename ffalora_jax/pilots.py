@@ -81,19 +81,25 @@ def pilot(
         )
     path = Path(out) if out is not None else free_path(folder_of(experiment.name, "pilots"))
     text = with_table(experiment.replace(noise_seed=None), "pilot", asked)
-    if not (path / FILE).is_file():
+    is_new = not (path / FILE).is_file()
+    if is_new:
         check_free(path)
-        path.mkdir(parents=True)
         kept = {"secret": rng.fresh_noise_seed(), "given": experiment.noise_seed}
+    else:
+        _check_same(path, experiment, asked)
+        kept = json.loads((path / SECRET).read_text())
+    experiment = experiment.replace(noise_seed=kept["given"])
+    # What cannot be piloted is refused here, before anything is written.
+    going = Piloting(experiment, asked, path, int(kept["secret"]), observe, data, model)
+    if (path / FOUND).is_file():
+        going.before = json.loads((path / FOUND).read_text())["asked"]["seconds"]
+    if is_new:
+        path.mkdir(parents=True)
         keep_secret(path / SECRET, kept)
         write_atomically(path / FILE, text)
-    _check_same(path, experiment, asked)
-    kept = json.loads((path / SECRET).read_text())
     observe(Event(f"folder {path}"))
     with locked(path / FILE):
         write_atomically(path / FILE, text)  # minutes, language and prices may be others now
-        experiment = experiment.replace(noise_seed=kept["given"])
-        going = Piloting(experiment, asked, path, int(kept["secret"]), observe, data, model)
         return _through(going)
 
 
@@ -135,7 +141,8 @@ def _written(going: Piloting, whole: bool, audit: dict[str, Any] | None) -> Pilo
     """Writes pilot.json and the page; returns None before the first run that was made."""
     if all(answer.row["status"] == "refused" for answer in going.answers):
         return None
-    facts = plain(found(going, whole, audit))
-    write_atomically(going.path / FOUND, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(found(going, whole, audit)), indent=2, ensure_ascii=False)
+    facts = json.loads(text)  # as whoever reads the file has them
+    write_atomically(going.path / FOUND, text + "\n")
     pilot_page.write_page(facts, going.path / PAGE, going.asked.language)
     return Pilot(going.path, facts)

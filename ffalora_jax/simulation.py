@@ -39,7 +39,7 @@ def simulate(
         on_round: is given the state after each round, and its figures; every round is then a call of its own.
 
     Returns:
-        The run: figures, and ``predict``.
+        The run, with its figures and ``predict``.
 
     Raises:
         InputError: something given cannot be used; nothing is written then.
