@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-pythons lint docs bench experiments results faults fuzz soak mutants security clean help
+.PHONY: demo test test-all test-pythons lint docs bench notebooks experiments results faults fuzz soak mutants security clean help
 
 help:
 	@echo "make demo      install into .venv, run the quickstart, print where the report is"
@@ -17,6 +17,7 @@ help:
 	@echo "make security  known holes and licences of what constraints.txt installs"
 	@echo "make docs      the documentation site, docs/_build/html/index.html; a warning is an error"
 	@echo "make experiments  the fourteen experiments, the small size of each (hours); make results: their page alone"
+	@echo "make notebooks  runs the notebooks and writes what they show into them"
 	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
 $(VENV)/.installed: $(SOURCES)
@@ -71,6 +72,9 @@ security: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.licences
 	$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python -m tests.notebook_files
 
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmarks/bench.py

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ffalora_jax._version import __version__
 
 if TYPE_CHECKING:
+    from ffalora_jax import plots as plot
     from ffalora_jax.config import (
         DataConfig,
         Experiment,
@@ -60,14 +61,16 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", "plot", *sorted(_HOME)]
 
 
 def __getattr__(name: str):
+    if name == "plot":
+        return importlib.import_module("ffalora_jax.plots")
     if name not in _HOME:
         raise AttributeError(f"module 'ffalora_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"ffalora_jax.{_HOME[name]}"), name)
 
 
 def __dir__():
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

@@ -117,6 +117,7 @@ ROOMS = (
     "shared_search",
     "searching",
     "sweeps",
+    "plots",
     "pilot_rules",
     "pilot_course",
     "piloting",

@@ -62,7 +62,7 @@ def accuracy_of_runs(runs: Sequence[Run]) -> str:
 
     def draw(axes: Axes):
         for index, run in enumerate(runs):
-            rounds, values = _evaluated(run, "accuracy")
+            rounds, values = evaluated(run, "accuracy")
             axes.plot(rounds, values, "o-", color=color(index), label=words.label(run))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("validation accuracy")
@@ -72,8 +72,8 @@ def accuracy_of_runs(runs: Sequence[Run]) -> str:
 
 
 def _accuracy(axes: Axes, run: Run) -> None:
-    rounds, mean = _evaluated(run, "accuracy")
-    _, per_site = _evaluated(run, "accuracy_per_client")
+    rounds, mean = evaluated(run, "accuracy")
+    _, per_site = evaluated(run, "accuracy_per_client")
     names = list(
         run.metrics[-1].get("test_accuracy_per_client")
         or [c["name"] for c in run.privacy["clients"]]
@@ -201,7 +201,8 @@ def _drawn(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _evaluated(run: Run, field: str) -> tuple[list[int], list]:
+def evaluated(run: Run, field: str) -> tuple[list[int], list]:
+    """Returns the rounds, from 1 on, that were evaluated, and what a figure was there."""
     lines = [line for line in run.metrics if line.get(field) is not None]
     return [line["round_index"] + 1 for line in lines], [line[field] for line in lines]
 
