@@ -31,20 +31,13 @@ def resume(path: str, rest: list[str], use_jax: Callable[[], None]) -> int:
 
 def _piloted(experiment: Any, asked: Any, out: str | None, as_json: bool) -> int:
     from ffalora_jax import console, pilots
-    from ffalora_jax.pilot_page import advice, sentences
-    from ffalora_jax.pilot_page.texts import Texts
 
     with console.progress("pilot") as observe:
         made = pilots.pilot(experiment, asked, out=out, observe=observe)
     if as_json:
         print(json.dumps(made.found))
         return DONE
-    t = Texts(asked.language)
-    said = sentences.recommendation(made.found, t)
-    for line in (said["answer"], *said["reasons"], said["certainty"]):
-        print(line)
-    for line in advice.next_steps(made.found, t):
-        print(f"- {line}")
+    print("\n".join(made.said))
     if not made.found["whole"]:
         print(
             f"ffalora: the time was over before all was asked; ffalora resume {made.path} goes on",

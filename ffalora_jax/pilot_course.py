@@ -50,18 +50,21 @@ def course(experiment: Experiment, quick: bool = False, deadline: float | None =
     """
     rates = yield from _rates(experiment, quick)
     best = {method: {"method.name": method, RATE: rates[method]} for method in METHODS}
+    main, other = (best[method] for method in METHODS)
     alone = {"method.name": ALONE, RATE: rates[METHODS[0]]}
+    ways = [("repeat", main), ("alone", alone)]
     yield [_of("alone", alone)]
-    main = best[METHODS[0]]
+    # Whether it is worth it at all comes before what it costs.
+    yield [_of(name, one, repeat) for repeat in REPEATS for name, one in ways]
     yield [_of("privacy", main | _at(epsilon)) for epsilon in OTHER_EPSILONS]
-    ways = [("repeat", one) for one in best.values()] + [("alone", alone)]
     if deadline is not None:
         yield [_of("adapt", main | {"sites.adapt": "deadline", "sites.deadline": deadline})]
-    yield [_of(name, one, repeat) for repeat in REPEATS for name, one in ways]
+    yield [_of("repeat", other, repeat) for repeat in REPEATS]
     if quick:
         return
     yield [_of("init", main | {"method.init": init}) for init in OTHER_INITS]
     yield _around(experiment, main)
+    ways.append(("repeat", other))
     yield [_of(name, one, repeat) for repeat in MORE_REPEATS for name, one in ways]
     yield [
         _of("privacy", main | _at(epsilon), repeat)

@@ -19,6 +19,8 @@ from ffalora_jax.experiment_file import build, with_table
 from ffalora_jax.loop import Event, Observer
 from ffalora_jax.pilot_audit import audited
 from ffalora_jax.pilot_found import found
+from ffalora_jax.pilot_page import advice, sentences
+from ffalora_jax.pilot_page.texts import Texts
 from ffalora_jax.piloting import Piloting
 from ffalora_jax.run_folder import check_free, keep_secret, locked, plain
 from ffalora_jax.simulation import folder_of, free_path
@@ -37,6 +39,14 @@ class Pilot(NamedTuple):
     def page(self) -> Path:
         """The page for people who decide."""
         return self.path / PAGE
+
+    @property
+    def said(self) -> list[str]:
+        """The page's answer, reasons, certainty and next steps, in its language."""
+        t = Texts(self.found["asked"]["language"])
+        result = sentences.recommendation(self.found, t)
+        steps = [f"- {step}" for step in advice.next_steps(self.found, t)]
+        return [result["answer"], *result["reasons"], result["certainty"], *steps]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -75,10 +85,8 @@ def pilot(
     """
     experiment = default_experiment() if experiment is None else experiment
     asked = _asked(asked)
-    if not experiment.privacy.is_private or experiment.privacy.epsilon is None:
-        raise InputError(
-            "A pilot asks what privacy costs: expected a budget, privacy.mechanism and privacy.epsilon."
-        )
+    _check_has_budget(experiment)
+    experiment = experiment.resolved()
     path = Path(out) if out is not None else free_path(folder_of(experiment.name, "pilots"))
     text = with_table(experiment.replace(noise_seed=None), "pilot", asked)
     is_new = not (path / FILE).is_file()
@@ -101,6 +109,18 @@ def pilot(
     with locked(path / FILE):
         write_atomically(path / FILE, text)  # minutes, language and prices may be others now
         return _through(going)
+
+
+def _check_has_budget(experiment: Experiment) -> None:
+    """Raises InputError where privacy is not given as an epsilon to be kept."""
+    privacy = experiment.privacy
+    if not privacy.is_private or privacy.noise_multiplier is not None:
+        found = (
+            "'none'" if not privacy.is_private else f"noise_multiplier {privacy.noise_multiplier}"
+        )
+        raise InputError(
+            f"A pilot asks what privacy costs, from a budget: set privacy.mechanism and privacy.epsilon, got {found}."
+        )
 
 
 def _asked(asked: PilotConfig | dict[str, Any] | None) -> PilotConfig:

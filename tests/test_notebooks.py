@@ -18,7 +18,7 @@ from tests import notebook_files
 
 NAMES = notebook_files.names()
 MOST_BYTES = 150_000
-WANTED = {"bring_your_own", "heterogeneity", "privacy", "quickstart", "rank_and_alpha"}
+WANTED = {"bring_your_own", "heterogeneity", "pilot", "privacy", "quickstart", "rank_and_alpha"}
 PATHS = re.compile(r"(?<![\w.])/(?:tmp|home|root|work|usr|opt|Users|content|var)/|[A-Z]:\\\\")
 
 

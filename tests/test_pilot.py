@@ -187,6 +187,7 @@ def test_a_folder_holds_one_pilot(tmp_path):
     ("arguments", "words"),
     [
         (["--privacy.mechanism", "none"], "asks what privacy costs"),
+        (["--privacy.noise-multiplier", "1"], "asks what privacy costs"),
         (["--minutes", "0"], "pilot.minutes > 0"),
         (["--language", "fr"], "en, ja"),
         (["--price-per-gb=-1"], "pilot.price_per_gb >= 0"),
