@@ -47,6 +47,8 @@ class Audit(NamedTuple):
     delta: float
     lower_bound: float
     """Epsilon that was spent at least."""
+    ceiling: float
+    """What so many canaries could have shown at most, had all been told apart."""
     confidence: float
     auroc: float
     """Share of pairs (inserted, left out) whose scores are in the right order; 1/2 gives nothing away."""
@@ -193,6 +195,7 @@ def judged(run: Prepared, scores, inserted, owner: int, confidence: float) -> Au
     if not (inserted.any() and not inserted.all()):
         raise InputError("All coins fell alike: run the audit again, with more canaries.")
     judge = CanaryScoreAuditor(scores[inserted], scores[~inserted])
+    perfect = CanaryScoreAuditor(np.ones(inserted.sum()), np.zeros((~inserted).sum()))
     delta = run.experiment.privacy.delta
     rounds = min(run.experiment.rounds, run.plan.rounds_within_budget)
     return Audit(
@@ -204,6 +207,7 @@ def judged(run: Prepared, scores, inserted, owner: int, confidence: float) -> Au
         claimed=run.plan.spent(owner, rounds),
         delta=delta,
         lower_bound=float(judge.epsilon_one_run(1 - confidence, delta)),
+        ceiling=float(perfect.epsilon_one_run(1 - confidence, delta)),
         confidence=confidence,
         auroc=float(judge.attack_auroc()),
     )

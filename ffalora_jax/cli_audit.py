@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from ffalora_jax import flags
 from ffalora_jax.errors import InputError
@@ -53,9 +54,19 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
             f"confidence, from {found.canaries} canaries of which {found.inserted} were there"
         )
         print(f"pairs of canaries told apart: {100 * found.auroc:.1f} % (50 % is chance)")
-        said = "the claim stands" if found.holds else "the claim is WRONG: more was given away"
-        print(said)
+        print(_said(found))
     return 0 if found.holds else 1
+
+
+def _said(found: Any) -> str:
+    if not found.holds:
+        return "the claim is WRONG: more was given away"
+    if found.ceiling <= found.claimed:
+        return (
+            f"the claim could not fall: {found.canaries} canaries show epsilon {found.ceiling:.3g} at most. "
+            "Take more canaries, or a smaller claim"
+        )
+    return "the claim stands"
 
 
 def _number(name: str, text: str | None, default: float) -> float:

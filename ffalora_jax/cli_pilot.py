@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ffalora_jax.errors import DONE
+from ffalora_jax.errors import DONE, InputError
 
 
 def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
@@ -24,7 +24,9 @@ def resume(path: str, rest: list[str], use_jax: Callable[[], None]) -> int:
     from ffalora_jax import flags
 
     as_json, rest = flags.switch(rest, "--json")
-    experiment, asked, _ = flags.read_pilot([str(Path(path) / "pilot.toml"), *rest])
+    experiment, asked, out = flags.read_pilot([str(Path(path) / "pilot.toml"), *rest])
+    if out is not None:
+        raise InputError(f"A pilot goes on in its own folder {path!r}: leave --out away.")
     use_jax()
     return _piloted(experiment, asked, path, as_json)
 

@@ -197,7 +197,7 @@ def _check_whose(member: Member) -> None:
     file = RunFolder(member.path).experiment_file
     if file.is_file() and file.read_text() != experiment_text(member.experiment):
         raise InputError(
-            f"{str(member.path)!r} holds a run with other settings than this search has for it: give another "
+            f"{str(member.path)!r} holds a run with other settings than are asked for now: give another "
             "folder with --out."
         )
 

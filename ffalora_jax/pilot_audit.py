@@ -15,7 +15,7 @@ def audited(pilot: Piloting) -> dict[str, Any] | None:
     """Audits the experiment's own rounds; None where that was not asked for.
 
     Returns:
-        claimed, lower_bound, delta, canaries, confidence; or why there is none.
+        claimed, lower_bound, ceiling, delta, canaries, confidence; or why there is none.
     """
     asked = pilot.asked
     if asked.quick or asked.canaries < LEAST_CANARIES:
@@ -28,5 +28,5 @@ def audited(pilot: Piloting) -> dict[str, Any] | None:
         found = audit(pilot.experiment, loader.data, model=loader.given, canaries=asked.canaries)
     except (InputError, ImportError) as error:
         return {"why": " ".join(str(error).split())}
-    names = ("claimed", "lower_bound", "delta", "canaries", "confidence", "holds")
+    names = ("claimed", "lower_bound", "ceiling", "delta", "canaries", "confidence", "holds")
     return {name: getattr(found, name) for name in names}

@@ -1,23 +1,36 @@
 """The questions of a pilot, the most important ones first, so that it may stop at any time.
 
 A generator gives a few jobs, is sent what they scored, and gives the next ones: what is asked later depends
-on what came out. Jobs of one step are runs of few programs, so they are computed together.
+on what came out. Jobs of one step are runs of few programs, so they are computed together. Repetition 0
+chooses learning rates, so what is reported begins at 1; a quick pilot chooses none and reports 0 as well.
 """
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
 from ffalora_jax.config import Experiment
 
 METHODS = ("ffa_lora", "fedavg_lora")
 ALONE = "local_only"
-OTHER_EPSILONS = (None, 3.0, 1.0)
-OTHER_INITS = ("gaussian", "orthonormal")
+EPSILONS = (6.0, 3.0, 1.0)
+INITS = ("kaiming", "gaussian", "orthonormal")
 WIDEST = 3
 """Steps by a factor of two that the learning rate is looked for, up or down."""
-REPEATS, MORE_REPEATS = (1, 2), (3, 4)
+REPEATS, MORE_REPEATS = 3, 2
 RATE = "optimizer.learning_rate"
+OPEN = ("privacy.mechanism", "none")
+ALL_THERE = {
+    "cohort_size": None,
+    "sites.preset": "none",
+    "sites.available": "",
+    "sites.trace": None,
+    "sites.deadline": None,
+    "sites.late_weight": 0.0,
+    "sites.over_select": 1.0,
+    "sites.adapt": "none",
+}
+"""A site that trains alone waits for nobody and is never away from itself."""
 
 
 class Job(NamedTuple):
@@ -45,37 +58,60 @@ def course(experiment: Experiment, quick: bool = False, deadline: float | None =
 
     Args:
         experiment: rank, clip norm and budget to start from.
-        quick: leave out the second look at the learning rate, initialisers, rank, clip norm and share.
+        quick: one learning rate for all, no look at initialisers, rank, clip norm and share.
         deadline: simulated seconds that slow sites might adapt to; None: there is nothing to gain by it.
     """
     rates = yield from _rates(experiment, quick)
-    best = {method: {"method.name": method, RATE: rates[method]} for method in METHODS}
-    main, other = (best[method] for method in METHODS)
-    alone = {"method.name": ALONE, RATE: rates[METHODS[0]]}
+    main, other, alone = (settings_of(experiment, name, rates[name]) for name in (*METHODS, ALONE))
+    first = first_repeat(quick)
+    repeats = range(first, first + REPEATS)
     ways = [("repeat", main), ("alone", alone)]
-    yield [_of("alone", alone)]
     # Whether it is worth it at all comes before what it costs.
-    yield [_of(name, one, repeat) for repeat in REPEATS for name, one in ways]
-    yield [_of("privacy", main | _at(epsilon)) for epsilon in OTHER_EPSILONS]
+    for repeat in repeats:
+        yield [_of(name, one, repeat) for name, one in ways]
+    without = yield from _without_privacy(main, quick)
+    privacies = [without, *(main | {"privacy.epsilon": e} for e in other_epsilons(experiment))]
+    yield [_of("privacy", one, first) for one in privacies]
     if deadline is not None:
-        yield [_of("adapt", main | {"sites.adapt": "deadline", "sites.deadline": deadline})]
-    yield [_of("repeat", other, repeat) for repeat in REPEATS]
+        adapted = main | {"sites.adapt": "deadline", "sites.deadline": deadline}
+        yield [_of("adapt", adapted, first)]
+    yield [_of("repeat", other, repeat) for repeat in repeats]
     if quick:
         return
-    yield [_of("init", main | {"method.init": init}) for init in OTHER_INITS]
-    yield _around(experiment, main)
+    inits = [main | {"method.init": name} for name in INITS if name != experiment.method.init]
+    yield [_of("init", one, first) for one in inits]
+    yield _around(experiment, main, first)
+    yield [
+        _of("privacy", one, repeat) for one in privacies for repeat in repeats if repeat != first
+    ]
+    more = range(first + REPEATS, first + REPEATS + MORE_REPEATS)
     ways.append(("repeat", other))
-    yield [_of(name, one, repeat) for repeat in MORE_REPEATS for name, one in ways]
-    yield [
-        _of("privacy", main | _at(epsilon), repeat)
-        for epsilon in OTHER_EPSILONS
-        for repeat in REPEATS
-    ]
-    yield [
-        _of("init", main | {"method.init": init}, repeat)
-        for init in OTHER_INITS
-        for repeat in REPEATS
-    ]
+    yield [_of(name, one, repeat) for repeat in more for name, one in ways]
+    yield [_of("init", one, repeat) for one in inits for repeat in repeats if repeat != first]
+
+
+def first_repeat(quick: bool) -> int:
+    """Returns the first repetition that is reported."""
+    return 0 if quick else 1
+
+
+def other_epsilons(experiment: Experiment) -> list[float]:
+    """Returns the epsilons beside the one that is asked for."""
+    return [epsilon for epsilon in EPSILONS if epsilon != experiment.privacy.budget]
+
+
+def settings_of(experiment: Experiment, method: str, rate: float) -> dict[str, Any]:
+    """Returns the settings of a method, or of every site alone."""
+    found = {"method.name": method, RATE: rate}
+    if method == ALONE:
+        found |= {n: v for n, v in ALL_THERE.items() if _value(experiment, n) != v}
+    return found
+
+
+def best_rate(tried: Iterable[tuple[float, float | None]], start: float) -> float:
+    """Returns the learning rate of the best score; the start where none has one."""
+    known = [(score, rate) for rate, score in tried if score is not None]
+    return max(known, key=lambda one: one[0], default=(0.0, start))[1]
 
 
 def longest(experiment: Experiment, quick: bool, deadline: float | None) -> int:
@@ -91,44 +127,60 @@ def longest(experiment: Experiment, quick: bool, deadline: float | None) -> int:
 
 
 def _rates(experiment: Experiment, quick: bool) -> Generator[list[Job], Scores, dict[str, float]]:
-    """Looks for each method's learning rate: half and twice, and on where the best lies at the edge."""
-    start = experiment.optimizer.learning_rate
-    known: dict[str, dict[float, float]] = {method: {} for method in METHODS}
-    todo = {method: [start] for method in METHODS}
-    for step in range(1 if quick else WIDEST + 1):
-        asked = [_of("rate", {"method.name": m, RATE: r}) for m in METHODS for r in todo[m]]
-        if step == 0:
-            asked = [one._replace(question="methods") for one in asked]
+    """Looks for each way's learning rate: half and twice, and on where the best lies at the edge."""
+    start, ways = experiment.optimizer.learning_rate, (*METHODS, ALONE)
+    if quick:
+        return dict.fromkeys(ways, start)
+    known: dict[str, dict[float, float | None]] = {name: {} for name in ways}
+    todo = {name: [start] for name in ways}
+    for step in range(WIDEST + 1):
+        asked = [
+            _of("rate" if step else "methods", settings_of(experiment, name, rate))
+            for name in ways
+            for rate in todo[name]
+        ]
         scores = yield asked
-        for one in asked:
-            score, table = scores.get(one), known[one.settings["method.name"]]
-            table[one.settings[RATE]] = float("-inf") if score is None else score
-        todo = {method: _next_rates(known[method]) for method in METHODS}
+        for job in asked:
+            known[job.settings["method.name"]][job.settings[RATE]] = scores.get(job)
+        todo = {name: _beside(known[name], start) for name in ways}
         if not any(todo.values()):
             break
-    return {
-        method: max(table, key=lambda r, table=table: table[r]) for method, table in known.items()
-    }
+    return {name: best_rate(table.items(), start) for name, table in known.items()}
 
 
-def _next_rates(known: dict[float, float]) -> list[float]:
+def _beside(known: dict[float, float | None], start: float) -> list[float]:
     """Returns the rates beside the best one that are not known yet."""
-    best = max(known, key=lambda rate: known[rate])
+    best = best_rate(known.items(), start)
     return [rate for rate in (best / 2, best * 2) if rate not in known]
 
 
-def _around(experiment: Experiment, main: dict[str, Any]) -> list[Job]:
+def _without_privacy(
+    main: dict[str, Any], quick: bool
+) -> Generator[list[Job], Scores, dict[str, Any]]:
+    """Looks for the learning rate without privacy, where steps are neither clipped nor noised."""
+    open_ = main | dict([OPEN])
+    if quick:
+        return open_
+    rates = [main[RATE], main[RATE] / 2, main[RATE] * 2]
+    jobs = [_of("privacy", open_ | {RATE: rate}) for rate in rates]
+    scores = yield jobs
+    tried = [(job.settings[RATE], scores.get(job)) for job in jobs]
+    return open_ | {RATE: best_rate(tried, main[RATE])}
+
+
+def _around(experiment: Experiment, main: dict[str, Any], repeat: int) -> list[Job]:
     """What the result hangs on: half and twice the rank and the clip norm, and a share of A thawed."""
     rank, norm = experiment.method.rank, experiment.privacy.clip_norm
-    found = [_of("rank", main | {"method.rank": max(1, round(rank * f))}) for f in (0.5, 2)]
-    found += [_of("clip", main | {"privacy.clip_norm": norm * factor}) for factor in (0.5, 2)]
-    return [*found, _of("share", main | {"method.freeze": "thaw 0.5 rank"})]
+    ranks = [one for one in (rank // 2, 2 * rank) if one >= 1]
+    found = [_of("rank", main | {"method.rank": one}, repeat) for one in ranks]
+    norms = (norm / 2, 2 * norm)
+    found += [_of("clip", main | {"privacy.clip_norm": one}, repeat) for one in norms]
+    return [*found, _of("share", main | {"method.freeze": "thaw 0.5 rank"}, repeat)]
 
 
-def _at(epsilon: float | None) -> dict[str, Any]:
-    if epsilon is None:
-        return {"privacy.mechanism": "none"}
-    return {"privacy.epsilon": epsilon}
+def _value(experiment: Experiment, name: str) -> Any:
+    table, _, setting = name.rpartition(".")
+    return getattr(getattr(experiment, table) if table else experiment, setting)
 
 
 def _of(question: str, changes: dict[str, Any], repeat: int = 0) -> Job:

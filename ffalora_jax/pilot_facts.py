@@ -2,12 +2,21 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from ffalora_jax import pilot_rules, search_cost
 from ffalora_jax.loaded_run import Run
-from ffalora_jax.pilot_course import ALONE, METHODS, RATE, Job
+from ffalora_jax.pilot_course import (
+    ALONE,
+    METHODS,
+    OPEN,
+    RATE,
+    Job,
+    best_rate,
+    first_repeat,
+    settings_of,
+)
 from ffalora_jax.pilot_rules import Option
 from ffalora_jax.piloting import Piloting, seconds_of_sites
 from ffalora_jax.report.times import RATES
@@ -15,8 +24,8 @@ from ffalora_jax.report.words import num_clients
 from ffalora_jax.run_folder import RunFolder
 from ffalora_jax.sweep_results import Interval, interval_of
 
-SENSITIVE = ("rate", "init", "rank", "clip", "share")
-"""Questions of the tornado."""
+SENSITIVE = ("methods", "rate", "init", "rank", "clip", "share")
+"""Questions whose runs stand in the tornado."""
 
 
 class Facts:
@@ -24,13 +33,13 @@ class Facts:
 
     def __init__(self, pilot: Piloting):
         self.pilot, self.experiment = pilot, pilot.experiment
-        self.rows = {(a.job.changes, a.job.repeat): a.row for a in pilot.answers}
-        self.first_row = next(row for row in self.rows.values() if row["status"] != "refused")
-
-    @property
-    def main(self) -> dict[str, Any]:
-        """Settings of the main method."""
-        return {"method.name": METHODS[0], RATE: self.rate(METHODS[0])}
+        self.rows = {
+            (a.job.changes, a.job.repeat): a.row
+            for a in pilot.answers
+            if a.row["status"] != "refused"
+        }
+        self.first_row = next(iter(self.rows.values()))
+        self.main = self.settings(METHODS[0])
 
     @property
     def majority(self) -> float | None:
@@ -40,33 +49,32 @@ class Facts:
         return mean(known) if known else None
 
     def run(self, row: Mapping[str, Any]) -> Run:
+        """Opens a run."""
         return Run(RunFolder(self.pilot.path / row["folder"]))
 
     def rate(self, method: str) -> float:
-        """Returns the learning rate of the best score on the validation part."""
+        """Returns the learning rate of the best score on the validation part, as the course takes it."""
         tried = [
-            (answer.row["validation_accuracy"] or 0.0, answer.job.settings[RATE])
+            (answer.job.settings[RATE], _score(answer.row))
             for answer in self.pilot.answers
             if answer.job.question in ("methods", "rate")
             and answer.job.settings["method.name"] == method
-            and answer.row["status"] == "done"
         ]
-        start = self.experiment.optimizer.learning_rate
-        return max(tried, key=lambda one: one[0], default=(0.0, start))[1]
+        return best_rate(tried, self.experiment.optimizer.learning_rate)
 
     def of(self, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-        """Returns rows by repetition of what has just these settings."""
+        """Returns rows by repetition of what has just these settings.
+
+        Repetition 0 chose the learning rate, so it is left out where there is another one.
+        """
         changes = tuple(sorted(settings.items()))
-        return {
-            repeat: row
-            for (known, repeat), row in self.rows.items()
-            if known == changes and row["status"] != "refused"
-        }
+        found = {repeat: row for (known, repeat), row in self.rows.items() if known == changes}
+        first = first_repeat(self.pilot.asked.quick)
+        return {repeat: row for repeat, row in found.items() if repeat >= first} or found
 
     def settings(self, method: str) -> dict[str, Any]:
         """Returns the settings a method was repeated with."""
-        rate = self.rate(METHODS[0] if method == ALONE else method)
-        return {"method.name": method, RATE: rate}
+        return settings_of(self.experiment, method, self.rate(method))
 
     def tested(self, method: str) -> dict[int, float]:
         """Returns accuracy on the test part by repetition."""
@@ -88,73 +96,73 @@ class Facts:
             "things": environment["data_kind"],
             "model": environment["model_source"],
             "sites": num_clients(run),
+            "own_sites": settings.partition.name == "natural",
             "rounds": settings.rounds,
             "rank": settings.method.rank,
             "layers": settings.method.layers,
             "max_test": settings.max_test,
-            "init": settings.method.init,
-            "clip_norm": settings.privacy.clip_norm,
             "mechanism": settings.privacy.mechanism,
-            "unit": run.privacy["unit"],
-            "epsilon": settings.privacy.budget if settings.privacy.is_private else None,
-            "delta": run.privacy["delta"],
+            "unit": self.pilot.first.plan.unit,
+            "epsilon": settings.privacy.budget,
+            "delta": settings.privacy.delta,
+            "deadline": settings.sites.deadline,
         }
 
     def privacy(self) -> list[dict[str, Any]]:
         """Returns accuracy by epsilon, without privacy first, then from weak to strong."""
-        base = self.main
-        tried: dict[float | None, dict[int, dict[str, Any]]] = {}
+        tried: dict[float | None, dict[str, Any]] = {self.experiment.privacy.budget: self.main}
+        open_: list[tuple[float, float | None]] = []
         for answer in self.pilot.answers:
+            named = answer.job.settings
             if answer.job.question != "privacy":
                 continue
-            named = answer.job.settings
-            epsilon = None if "privacy.mechanism" in named else named["privacy.epsilon"]
-            tried[epsilon] = self.of(named)
-        tried[self.about()["epsilon"]] = self.of(base)
+            if OPEN in answer.job.changes:
+                open_ += [(named[RATE], _score(answer.row))] if answer.job.repeat == 0 else []
+            else:
+                tried[named["privacy.epsilon"]] = named
+        if open_:
+            tried[None] = self.main | dict([OPEN]) | {RATE: best_rate(open_, self.main[RATE])}
         order = sorted(tried, key=lambda e: float("inf") if e is None else e, reverse=True)
         return [
-            {"epsilon": epsilon, "each": values, **_interval(values.values())}
+            {"epsilon": epsilon, "each": values, **few_hidden(values.values())}
             for epsilon in order
-            if (values := _tested(tried[epsilon]))
+            if (values := _tested(self.of(tried[epsilon])))
         ]
 
     def method(self, name: str) -> dict[str, Any]:
         """Returns a method's accuracy, traffic, and time on lines."""
         option, rows = self.option(name), self.of(self.settings(name))
-        facts: dict[str, Any] = {
+        bits = 8 * option.bytes_per_site
+        return {
             "method": name,
             "rate": self.rate(name),
             "failed": option.failed,
             "repetitions": len(rows),
             "bytes_per_site": option.bytes_per_site,
-            "accuracy": _interval(option.accuracy.values()),
+            "accuracy": few_hidden(option.accuracy.values()),
+            "simulated_seconds": self._clocked(rows[min(rows)]) if rows else None,
+            "on_lines": [{"line": line, "seconds": bits / rate} for line, rate in RATES],
         }
-        run = None if not rows else self.run(rows[min(rows)])
-        lines = [] if run is None else run.metrics
+
+    def _clocked(self, row: Mapping[str, Any]) -> float | None:
+        lines = self.run(row).metrics
         known = bool(lines) and "simulated_seconds" in lines[0]
-        clock = sum(line["simulated_seconds"] for line in lines) if known else None
-        facts["simulated_seconds"] = clock
-        bits = 8 * option.bytes_per_site
-        facts["on_lines"] = [{"line": line, "seconds": bits / rate} for line, rate in RATES]
-        return facts
+        return sum(line["simulated_seconds"] for line in lines) if known else None
 
     def sites(self, method: str) -> list[dict[str, Any]]:
         """Returns what each site has with the others and alone."""
         with_others, alone = self.of(self.settings(method)), self.of(self.settings(ALONE))
         both = sorted(with_others.keys() & alone.keys())
-        pairs = [(self._by_site(with_others[k]), self._by_site(alone[k])) for k in both]
-        pairs = [(one, other) for one, other in pairs if one and other]
-        if not pairs:
-            return []
-        gains = pilot_rules.gains_of_sites(*map(list, zip(*pairs, strict=True)))
+        parts = [[self._by_site(rows[k]) for k in both] for rows in (with_others, alone)]
+        gains = pilot_rules.gains_of_sites(*parts)
         counts = {c["name"]: c["num_examples"] for c in self.run(self.first_row).privacy["clients"]}
         return [
             {
                 "name": name,
                 "examples": counts.get(name),
-                "together": mean(one[name] for one, _ in pairs),
-                "alone": mean(other[name] for _, other in pairs),
-                "gain": gain._asdict() if len(pairs) >= pilot_rules.FEW else _interval([gain.mean]),
+                "together": mean(one[name] for one in parts[0] if name in one),
+                "alone": mean(one[name] for one in parts[1] if name in one),
+                "gain": gain._asdict(),
             }
             for name, gain in gains.items()
         ]
@@ -166,68 +174,78 @@ class Facts:
 
     def clock(self) -> dict[str, Any] | None:
         """Returns which site holds the others up, and what adapting saves; None without [sites]."""
-        seconds = seconds_of_sites(self.pilot.first)
-        if seconds is None:
+        seconds, rows = seconds_of_sites(self.pilot.first), self.of(self.main)
+        if seconds is None or len(seconds) < 2:
             return None
-        names = self.pilot.first.owners.names
-        rows = self.of(self.main)
-        slowest = Counter(line["slowest"] for line in self.run(rows[0]).metrics) if rows else None
-        last = int(seconds.argmax()) if slowest is None else slowest.most_common(1)[0][0]
-        facts: dict[str, Any] = {
-            "slowest": names[int(seconds.argmax()) if last is None else last],
-            "seconds": {name: float(s) for name, s in zip(names, seconds, strict=True)},
-            "adapted": None,
+        names, last = self.pilot.first.owners.names, int(seconds.argmax())
+        if rows:  # with cohorts and absences it is not always the slowest of all
+            met = Counter(line["slowest"] for line in self.run(rows[min(rows)]).metrics)
+            last = next((one for one, _ in met.most_common() if one is not None), last)
+        others = [float(s) for k, s in enumerate(seconds) if k != last]
+        facts = {"slowest": names[last], "seconds": float(seconds[last]), "second": max(others)}
+        adapted = next((a for a in self.pilot.answers if a.job.question == "adapt"), None)
+        if adapted is None or adapted.row["status"] != "done" or adapted.job.repeat not in rows:
+            return facts | {"adapted": None}
+        before = rows[adapted.job.repeat]
+        change = {
+            "deadline": adapted.job.settings["sites.deadline"],
+            "seconds": self._clocked(adapted.row),
+            "seconds_before": self._clocked(before),
+            "accuracy": adapted.row["test_accuracy"],
+            "accuracy_before": before["test_accuracy"],
         }
-        adapted = next((a.row for a in self.pilot.answers if a.job.question == "adapt"), None)
-        if adapted is not None and adapted["status"] == "done" and rows:
-            run = self.run(adapted)
-            facts["adapted"] = {
-                "deadline": run.experiment.sites.deadline,
-                "seconds": sum(line["simulated_seconds"] for line in run.metrics),
-                "accuracy": adapted["test_accuracy"],
-                "before": rows[0]["test_accuracy"],
-            }
-        return facts
+        return facts | {"adapted": change}
 
-    def sensitivity(self) -> list[dict[str, Any]]:
-        """Returns, for each setting that was moved, the accuracies on the validation part it led to.
+    def sensitivity(self) -> dict[str, Any]:
+        """Returns how far accuracy on the validation part moved with each setting, and what chance moves.
 
-        Of the main method, in the first repetition: the same split and seed for all.
+        Each run is held against the main method's of its own repetition: the same split, A and held-out part.
         """
-        base = self.of(self.main).get(0)
-        if base is None or base["validation_accuracy"] is None:
-            return []
+        changes = tuple(sorted(self.main.items()))
+        base = {r: _score(row) for (known, r), row in self.rows.items() if known == changes}
         bars: dict[str, list[dict[str, Any]]] = {}
         for job, row in ((a.job, a.row) for a in self.pilot.answers):
-            moved = _moved(job, self.main)
-            if moved and job.repeat == 0 and job.question in SENSITIVE and row["status"] == "done":
-                setting, value = moved
-                point = {"value": value, "accuracy": row["validation_accuracy"]}
-                bars.setdefault(setting, []).append(point)
-        return [
-            {"setting": setting, "base": base["validation_accuracy"], "points": points}
-            for setting, points in bars.items()
-        ]
+            moved, start = _moved(job, self.main), base.get(job.repeat)
+            score = _score(row)
+            if start is None or score is None or job.question not in SENSITIVE:
+                continue
+            if moved:
+                bars.setdefault(moved[0], []).append({"value": moved[1], "change": score - start})
+        known = [score for score in base.values() if score is not None]
+        spread = 2 * stdev(known) if len(known) >= pilot_rules.FEW else None
+        return {"bars": bars, "spread": spread}
 
     def inits(self) -> list[dict[str, Any]]:
         """Returns every repetition of every initialiser that was tried, failed ones too."""
-        rows = list(self.of(self.main).values())
-        return rows + [a.row for a in self.pilot.answers if a.job.question == "init"]
+        others = [a.row for a in self.pilot.answers if a.job.question == "init"]
+        return [*self.of(self.main).values(), *(r for r in others if r["status"] != "refused")]
 
     def curve(self, settings: Mapping[str, Any]) -> list[float]:
-        """Returns accuracy on the validation part as training went on, in the first repetition."""
-        rows = self.of(settings)
-        lines = self.run(rows[min(rows)]).metrics if rows else []
-        return [line["accuracy"] for line in lines if line["accuracy"] is not None]
+        """Returns accuracy on the validation part as training went on, on average over the repetitions."""
+        each = [
+            [line["accuracy"] for line in self.run(row).metrics if line["accuracy"] is not None]
+            for row in self.of(settings).values()
+            if row["status"] == "done"
+        ]
+        return [mean(at) for at in zip(*each, strict=False)]
 
-    def spent(self) -> dict[str, Any]:
-        """Returns what the pilot's own private runs have cost, and how many others there are."""
-        folders = {a.row["folder"]: a for a in self.pilot.answers if a.row["status"] != "refused"}
-        runs = [RunFolder(self.pilot.path / one).read_json("privacy.json") for one in folders]
+    def spent(self, audit: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Returns what all private runs have cost, the audit's and broken-off ones too."""
+        files = sorted(self.pilot.path.glob("runs/*/privacy.json"))
+        runs = [RunFolder(file.parent).read_json(file.name) for file in files]
         private = [run for run in runs if run["unit"] is not None]
-        repeats = {a.job.repeat for a in folders.values()}
+        if audit is not None and "why" not in audit:  # rounds of the experiment as it stands
+            private += [self.run(row).privacy for row in list(self.of(self.main).values())[:1]]
+        repeats = {a.job.repeat for a in self.pilot.answers}
         cost = search_cost.of_all(private, repeats == {0})
-        return cost._asdict() | {"private": len(private), "open": len(runs) - len(private)}
+        return cost._asdict() | {
+            "private": len(private),
+            "open": sum(r["unit"] is None for r in runs),
+        }
+
+
+def _score(row: Mapping[str, Any]) -> float | None:
+    return row["validation_accuracy"] if row["status"] == "done" else None
 
 
 def _moved(job: Job, main: Mapping[str, Any]) -> tuple[str, Any] | None:
@@ -246,7 +264,7 @@ def _tested(rows: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
     }
 
 
-def _interval(values) -> dict[str, Any]:
+def few_hidden(values) -> dict[str, Any]:
     """Returns mean and interval; from fewer than three values an interval would say nothing."""
     found = interval_of(list(values))
     few = len(values) < pilot_rules.FEW

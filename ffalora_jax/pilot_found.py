@@ -12,72 +12,74 @@ from ffalora_jax.piloting import Piloting
 from ffalora_jax.sweep_results import Interval
 
 
-def found(pilot: Piloting, whole: bool, audit: dict[str, Any] | None) -> dict[str, Any]:
+def found(pilot: Piloting, audit: dict[str, Any] | None) -> dict[str, Any]:
     """Returns all figures of the page; what was not looked at is None or empty.
 
     Args:
         pilot: with at least one run that was made.
-        whole: whether all questions were asked.
         audit: what an audit gave, or why there is none.
     """
-    facts = Facts(pilot)
-    main = facts.main
+    facts, settings = Facts(pilot), pilot.experiment
     options = [facts.option(method) for method in METHODS]
     alone = facts.tested(ALONE)
     result = pilot_rules.recommend(options, alone, facts.majority or 0.0)
     chosen = result.method or METHODS[0]
-    together = facts.tested(chosen)
+    together, privacy = facts.tested(chosen), facts.privacy()
     shared = sorted(together.keys() & alone.keys())
-    settings = pilot.experiment
-    privacy = facts.privacy()
+    each = {one["epsilon"]: one["each"] for one in privacy}
+    budget = settings.privacy.budget or 0.0
+    main = facts.option(METHODS[0])
     return {
         "name": settings.name,
         "about": facts.about(),
         "asked": vars(pilot.asked) | {"seconds": pilot.before + pilot.used},
-        "whole": whole,
+        "whole": pilot.whole,
         "runs": len({a.row["folder"] for a in pilot.answers if a.row["status"] != "refused"}),
         "failed": sum(a.row["status"] == "failed" for a in pilot.answers),
         "refused": sorted({a.row["why"] for a in pilot.answers if a.row["status"] == "refused"}),
-        "recommendation": _plain(result._asdict()) | {"method": result.method},
+        "recommendation": _plain(result._asdict()),
+        "against_the_other": _gap(options, chosen),
         "learning_rate": facts.rate(chosen),
         "majority": facts.majority,
+        "privacy_of": METHODS[0],
         "privacy": privacy,
-        "privacy_cost": _cost(privacy, settings.privacy.budget),
-        "tightest": pilot_rules.tightest(
-            {one["epsilon"]: one["each"] for one in privacy if one["epsilon"] is not None}
-        ),
+        "privacy_cost": pilot_rules.paired(each.get(None, {}), each.get(budget, {}))._asdict(),
+        "tightest": pilot_rules.tightest({e: v for e, v in each.items() if e is not None}, budget),
         "methods": [facts.method(method) for method in METHODS],
         "paired": {
-            "repetitions": len(shared),
             "together": mean(together[k] for k in shared) if shared else None,
             "alone": mean(alone[k] for k in shared) if shared else None,
         },
         "sites": facts.sites(chosen),
         "clock": facts.clock(),
         "sensitivity": facts.sensitivity(),
-        "risk": _risk(facts.option(chosen), facts.inits()),
+        "risk": _risk(main, facts.inits()),
         "audit": audit,
-        "next": {"longer": pilot_rules.longer(facts.curve(main)), "rounds": settings.rounds},
-        "spent": facts.spent(),
+        "next": {"longer": pilot_rules.longer(facts.curve(facts.main)), "rounds": settings.rounds},
+        "spent": facts.spent(audit),
         "releasable": settings.noise_seed is None,
     }
 
 
-def _cost(privacy: Sequence[Mapping[str, Any]], epsilon: float | None) -> dict[str, Any]:
-    """Returns what the epsilon that is asked for costs against no privacy, repetition by repetition."""
-    each = {one["epsilon"]: one["each"] for one in privacy}
-    if None not in each or epsilon not in each:
-        return Interval(None, None, None)._asdict()
-    return pilot_rules.paired(each[None], each[epsilon])._asdict()
+def _gap(options: Sequence[Option], chosen: str) -> dict[str, Any] | None:
+    """Returns by how much the chosen method lies above the other one, and over how many repetitions."""
+    mine = next(option for option in options if option.method == chosen)
+    other = next((one for one in options if one.method != chosen and one.accuracy), None)
+    if other is None or not mine.accuracy:
+        return None
+    gap = pilot_rules.paired(mine.accuracy, other.accuracy)
+    pairs = len(mine.accuracy.keys() & other.accuracy.keys())
+    return {"method": other.method, "pairs": pairs, **gap._asdict()}
 
 
 def _risk(option: Option, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what share failed, and what 95 % of repetitions reach."""
+    """Returns what share failed, and what 95 % of repetitions reach; nothing of that where some failed."""
     values = list(option.accuracy.values())
     return {
+        "method": option.method,
         "runs": len(rows),
         "failed": sum(row["status"] == "failed" for row in rows),
-        "safe_accuracy": pilot_rules.safe_accuracy(values),
+        "safe_accuracy": None if option.failed else pilot_rules.safe_accuracy(values),
         "worst": min(values, default=None),
     }
 

@@ -3,7 +3,7 @@
     1. Of methods whose difference lies inside its interval the cheaper one is taken (bytes a site).
     2. It has to learn: one point above always naming the commonest class.
     3. It is held against training alone, in pairs of one repetition each: the interval of the gain decides.
-    4. Certainty is high from five repetitions on without a failed one, medium from three on, else low.
+    4. Certainty is high from five pairs on without a failed run, medium from three on, else low.
 
 Figures are shares of right answers on the test part; intervals are Student's t at 95 %.
 """
@@ -57,6 +57,7 @@ class Recommendation(NamedTuple):
     gain: Interval
     """Over training alone."""
     repetitions: int
+    """Pairs that the gain is taken over."""
 
 
 def recommend(
@@ -75,11 +76,11 @@ def recommend(
         return Recommendation("nothing", "low", None, (), nothing, 0)
     alike = as_good_as_the_best(tried)
     chosen = min(alike, key=lambda option: (option.bytes_per_site, option.failed_share))
-    gain = paired(chosen.accuracy, alone)
-    certainty = _certainty(chosen, gain)
+    gain, pairs = paired(chosen.accuracy, alone), len(chosen.accuracy.keys() & alone.keys())
+    certainty = _certainty(chosen, gain, pairs)
     decision = _decision(chosen, gain, majority, certainty)
     names = tuple(option.method for option in alike)
-    return Recommendation(decision, certainty, chosen.method, names, gain, len(chosen.accuracy))
+    return Recommendation(decision, certainty, chosen.method, names, gain, pairs)
 
 
 def as_good_as_the_best(options: Sequence[Option]) -> list[Option]:
@@ -92,14 +93,16 @@ def _is_alike(best: Option, other: Option) -> bool:
     gap = paired(best.accuracy, other.accuracy)
     if gap.mean is None:
         return False
-    if gap.low is None or len(best.accuracy.keys() & other.accuracy.keys()) < FEW:
+    if gap.low is None:
         return gap.mean < ALIKE
     return gap.low <= 0
 
 
-def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
-    """Returns the mean difference over the repetitions that both have."""
-    return interval_of([one[k] - other[k] for k in sorted(one.keys() & other.keys())])
+def paired(one: Mapping[int, float], other: Mapping[int, float], level: float = LEVEL) -> Interval:
+    """Returns the mean difference over the repetitions that both have; of a few of them no interval."""
+    pairs = sorted(one.keys() & other.keys())
+    found = interval_of([one[k] - other[k] for k in pairs], level=level)
+    return found if len(pairs) >= FEW else Interval(found.mean, None, None)
 
 
 def _decision(chosen: Option, gain: Interval, majority: float, certainty: str) -> str:
@@ -108,24 +111,24 @@ def _decision(chosen: Option, gain: Interval, majority: float, certainty: str) -
     if gain.mean is None or gain.low is None or gain.high is None:
         return "not_shown"
     if gain.high < 0:
-        return "train_alone"
+        return "not_shown" if certainty == "low" else "train_alone"
     if gain.low <= 0:
         return "not_shown"
     return "promising" if certainty == "low" else "roll_out"
 
 
-def _certainty(chosen: Option, gain: Interval) -> str:
-    count = len(chosen.accuracy)
+def _certainty(chosen: Option, gain: Interval, pairs: int) -> str:
     settled = gain.low is not None and gain.high is not None and (gain.low > 0 or gain.high < 0)
-    if count >= MANY and chosen.failed == 0 and settled:
+    if pairs >= MANY and chosen.failed == 0 and settled:
         return "high"
-    return "medium" if count >= FEW and chosen.failed_share < MOST_FAILED else "low"
+    return "medium" if pairs >= FEW and chosen.failed_share < MOST_FAILED else "low"
 
 
 def safe_accuracy(values: Sequence[float]) -> float | None:
     """Returns what 95 % of further repetitions reach: mean - t s sqrt(1 + 1/n); None below three of them.
 
-    A bound for one more repetition, one-sided, as if repetitions were normal.
+    A bound for one more repetition, one-sided, as if repetitions were normal. Of those that failed it knows
+    nothing.
     """
     from scipy.stats import t
 
@@ -133,7 +136,7 @@ def safe_accuracy(values: Sequence[float]) -> float | None:
         return None
     found = np.asarray(values, float)
     spread = float(found.std(ddof=1)) * math.sqrt(1 + 1 / found.size)
-    return float(found.mean()) - float(t.ppf(LEVEL, found.size - 1)) * spread
+    return max(0.0, float(found.mean()) - float(t.ppf(LEVEL, found.size - 1)) * spread)
 
 
 def gains_of_sites(
@@ -141,16 +144,27 @@ def gains_of_sites(
 ) -> dict[str, Interval]:
     """Returns each site's gain over training alone, in pairs of one repetition each.
 
+    The intervals hold for all sites together (Bonferroni): of many without any gain one would else seem to
+    have some.
+
     Args:
         together: accuracy by site, of each repetition.
         alone: the same of every site's own model.
     """
-    names = sorted({name for one in together for name in one})
-    found = {}
-    for name in names:
-        pairs = zip(together, alone, strict=False)
-        found[name] = interval_of([a[name] - b[name] for a, b in pairs if name in a and name in b])
-    return found
+    names = sorted({name for one in together for name in one} & {n for one in alone for n in one})
+    level = 1 - (1 - LEVEL) / max(1, len(names))
+    by_site = {
+        name: [
+            {k: one[name] for k, one in enumerate(part) if name in one}
+            for part in (together, alone)
+        ]
+        for name in names
+    }
+    return {
+        name: paired(both[0], both[1], level)
+        for name, both in by_site.items()
+        if both[0].keys() & both[1].keys()
+    }
 
 
 RISES = 0.005
@@ -169,19 +183,15 @@ def longer(curve: Sequence[float]) -> bool | None:
     return float(np.mean(last)) - float(np.mean(before)) > RISES
 
 
-def tightest(by_epsilon: Mapping[float, Mapping[int, float]]) -> float | None:
-    """Returns the smallest epsilon whose accuracy is not shown to be lower than at the largest tried.
+def tightest(by_epsilon: Mapping[float, Mapping[int, float]], asked: float) -> float | None:
+    """Returns the smallest epsilon below the one asked for whose accuracy is not shown to be lower.
 
-    None if no smaller one was tried in at least ``FEW`` repetitions together with the largest.
+    None if none was tried in at least ``FEW`` repetitions together with it. Stops at the first with a loss.
     """
-    if not by_epsilon:
-        return None
-    largest = max(by_epsilon)
     found = None
-    for epsilon in sorted(by_epsilon, reverse=True)[1:]:
-        gap = paired(by_epsilon[largest], by_epsilon[epsilon])
-        few = len(by_epsilon[largest].keys() & by_epsilon[epsilon].keys()) < FEW
-        if few or gap.low is None or gap.low > 0 or (gap.mean or 0) > ALIKE:
+    for epsilon in sorted((e for e in by_epsilon if e < asked), reverse=True):
+        gap = paired(by_epsilon.get(asked, {}), by_epsilon[epsilon])
+        if gap.low is None or gap.low > 0 or (gap.mean or 0) > ALIKE:
             break
         found = epsilon
     return found

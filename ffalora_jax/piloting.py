@@ -15,7 +15,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
 from ffalora_jax.loop import Event, Observer
 from ffalora_jax.many_runs import ManyRuns, Member
-from ffalora_jax.pilot_course import Job, course, longest
+from ffalora_jax.pilot_course import METHODS, Job, course, longest
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.run_folder import RunFolder
 from ffalora_jax.sweep_results import refused_row, row_of
@@ -26,6 +26,7 @@ WORTH = 0.95
 SLACK = 1.001
 QUICK_VALIDATION, QUICK_TEST = 100, 300
 """Held-out examples of a site in a quick pilot."""
+MOST_AT_ONCE = 8
 LATEST = 4
 """Runs whose longest says how long the next one takes."""
 
@@ -57,12 +58,18 @@ class Piloting:
         self.before = 0.0
         """Seconds that earlier calls took."""
         self._done = self._planned = 0
+        self._question = ""
         self._last: list[float] = []
         observe(Event("reading data and model"))
+        experiment = experiment.replace(**{"method.name": METHODS[0]})
         self.experiment = quicker(experiment, self.many) if asked.quick else experiment
         self.first = prepare(self.experiment, loader=self.many.loader)
         self.deadline = deadline_worth_trying(self.first)
         self.answers: list[Answer] = []
+        self.whole = False
+        """Whether all questions were asked."""
+        self.fresh = False
+        """Whether a run was computed by this call."""
 
     @property
     def used(self) -> float:
@@ -79,23 +86,19 @@ class Piloting:
         """Seconds of the longest of the last runs; 0 before the first."""
         return max(self._last[-LATEST:], default=0.0)
 
-    def steps(self) -> Iterator[bool]:
-        """Goes through the questions; yields after each step whether all of it was asked.
-
-        Stops where the time is over.
-        """
-        going = course(self.experiment, self.asked.quick, self.deadline)
-        self._planned = longest(self.experiment, self.asked.quick, self.deadline)
+    def steps(self) -> Iterator[None]:
+        """Goes through the questions, a step at a time, until all are asked or the time is over."""
+        course_of = self.experiment, self.asked.quick, self.deadline
+        going = course(*course_of)
+        self._planned = longest(*course_of)
         jobs = next(going)
-        while True:
-            whole = self._ask(jobs)
-            yield whole
-            if not whole:
-                return
+        while self._ask(jobs):
+            yield
             scores = {one.job: _score(one.row) for one in self.answers if one.job in jobs}
             try:
                 jobs = going.send(scores)
             except StopIteration:
+                self.whole = True
                 return
 
     def _ask(self, jobs: list[Job]) -> bool:
@@ -108,36 +111,44 @@ class Piloting:
             self.answers += [] if row is None else [Answer(job, row)]
         self._done += len(jobs) - len(todo)
         while todo:
-            if self._last and self.left < self.longest_run:
+            if self._last and self.left < self.longest_run and not self._has(todo[0]):
                 return False
             count = int(self.left / self.longest_run) if self._last else 1
-            now, todo = todo[: max(1, count)], todo[max(1, count) :]
-            begin = time.monotonic()
+            count = max(1, min(count, MOST_AT_ONCE))
+            now, todo = todo[:count], todo[count:]
             self._make(now)
-            self._last.append((time.monotonic() - begin) / len(now))
         return True
 
+    def _has(self, job: Job) -> bool:
+        """Whether the next run was made by an earlier call."""
+        return (self.path / self._folder(len(self.answers), job) / "adapter").is_dir()
+
     def _make(self, jobs: list[Job]) -> None:
+        """Makes runs that differ in their settings; those that cannot be made get a row that says why."""
         places = [self._folder(len(self.answers) + k, job) for k, job in enumerate(jobs)]
-        members, whys = [], dict.fromkeys(jobs, "")
-        made: list[Job] = []
+        todo = [place for place in places if not (self.path / place / "adapter").is_dir()]
+        whys, members = dict.fromkeys(places, ""), {}
         for place, job in zip(places, jobs, strict=True):
             try:
-                members.append(self._member(place, job))
-                made.append(job)
+                members[place] = self._member(place, job)
             except InputError as error:
-                whys[job] = " ".join(str(error).split())
-        self._question = jobs[0].question
-        refused = self.many.advance(members, self.experiment.rounds)
-        whys |= {job: why or "" for job, why in zip(made, refused, strict=True)}
-        for place, job in zip(places, jobs, strict=True):
-            facts = {"folder": place, "seed": self.experiment.seed + job.repeat, **job.settings}
-            row = (
-                refused_row(facts, whys[job])
-                if whys[job]
-                else row_of(Run(RunFolder(self.path / place)), facts)
-            )
-            self.answers.append(Answer(job, row))
+                whys[place] = " ".join(str(error).split())
+        self._question, begin = jobs[0].question, time.monotonic()
+        refused = self.many.advance(list(members.values()), self.experiment.rounds)
+        whys |= {place: why or "" for place, why in zip(members, refused, strict=True)}
+        rows = [self._row(place, job, whys[place]) for place, job in zip(places, jobs, strict=True)]
+        self.answers += [Answer(job, row) for job, row in zip(jobs, rows, strict=True)]
+        if todo:
+            self.fresh = True
+            self._last.append((time.monotonic() - begin) / len(todo))
+        elif not self._last:  # of an earlier call: what its rounds took is better than nothing
+            self._last.append(max(row.get("seconds") or 0.0 for row in rows))
+
+    def _row(self, place: str, job: Job, why: str) -> dict[str, Any]:
+        facts = {"folder": place, "seed": self.experiment.seed + job.repeat, **job.settings}
+        if why:
+            return refused_row(facts, why)
+        return row_of(Run(RunFolder(self.path / place)), facts)
 
     def _folder(self, number: int, job: Job) -> str:
         return f"{RUNS}/{number:02d}-{job.question}"

@@ -12,12 +12,14 @@ from flax import nnx
 
 from ffalora_jax import pilot_page, rng
 from ffalora_jax.cache import write_atomically
+from ffalora_jax.checkpoint import data_hash
 from ffalora_jax.config import Experiment
 from ffalora_jax.config_pilot import PilotConfig, default_experiment, load_pilot
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import build, with_table
 from ffalora_jax.loop import Event, Observer
 from ffalora_jax.pilot_audit import audited
+from ffalora_jax.pilot_course import METHODS
 from ffalora_jax.pilot_found import found
 from ffalora_jax.pilot_page import advice, sentences
 from ffalora_jax.pilot_page.texts import Texts
@@ -85,41 +87,64 @@ def pilot(
     """
     experiment = default_experiment() if experiment is None else experiment
     asked = _asked(asked)
-    _check_has_budget(experiment)
+    _check_can_be_piloted(experiment)
     experiment = experiment.resolved()
     path = Path(out) if out is not None else free_path(folder_of(experiment.name, "pilots"))
     text = with_table(experiment.replace(noise_seed=None), "pilot", asked)
     is_new = not (path / FILE).is_file()
     if is_new:
-        check_free(path)
+        if not _is_half_made(path):
+            check_free(path)
         kept = {"secret": rng.fresh_noise_seed(), "given": experiment.noise_seed}
     else:
-        _check_same(path, experiment, asked)
         kept = json.loads((path / SECRET).read_text())
+        _check_same(path, experiment, asked, kept["given"])
     experiment = experiment.replace(noise_seed=kept["given"])
     # What cannot be piloted is refused here, before anything is written.
     going = Piloting(experiment, asked, path, int(kept["secret"]), observe, data, model)
-    if (path / FOUND).is_file():
-        going.before = json.loads((path / FOUND).read_text())["asked"]["seconds"]
+    of_what = {"data": data_hash(going.first.data), "weights": going.first.loaded.fingerprint}
     if is_new:
-        path.mkdir(parents=True)
-        keep_secret(path / SECRET, kept)
-        write_atomically(path / FILE, text)
+        _begin(path, kept | of_what, text)
+    elif any(kept[name] != one for name, one in of_what.items()):
+        raise InputError(
+            f"The pilot in {str(path)!r} was begun with other data or weights: give another folder with "
+            "--out."
+        )
     observe(Event(f"folder {path}"))
     with locked(path / FILE):
         write_atomically(path / FILE, text)  # minutes, language and prices may be others now
         return _through(going)
 
 
-def _check_has_budget(experiment: Experiment) -> None:
-    """Raises InputError where privacy is not given as an epsilon to be kept."""
-    privacy = experiment.privacy
+def _is_half_made(path: Path) -> bool:
+    """Whether the folder is one whose making was cut off."""
+    return path.is_dir() and {file.name for file in path.iterdir()} <= {SECRET}
+
+
+def _begin(path: Path, kept: dict[str, Any], text: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=_is_half_made(path))
+        (path / SECRET).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot make folder {str(path)!r}: {error.strerror}.") from None
+    keep_secret(path / SECRET, kept)
+    write_atomically(path / FILE, text)
+
+
+def _check_can_be_piloted(experiment: Experiment) -> None:
+    """Raises InputError where privacy is no epsilon to be kept, or the method is none of those compared."""
+    privacy, name = experiment.privacy, experiment.method.name
+    if name not in METHODS:
+        raise InputError(
+            f"A pilot compares {' and '.join(METHODS)}: leave method.name out, got {name!r}."
+        )
     if not privacy.is_private or privacy.noise_multiplier is not None:
         found = (
             "'none'" if not privacy.is_private else f"noise_multiplier {privacy.noise_multiplier}"
         )
         raise InputError(
-            f"A pilot asks what privacy costs, from a budget: set privacy.mechanism and privacy.epsilon, got {found}."
+            "A pilot asks what privacy costs, from a budget: set privacy.mechanism and "
+            f"privacy.epsilon, got {found}."
         )
 
 
@@ -130,10 +155,13 @@ def _asked(asked: PilotConfig | dict[str, Any] | None) -> PilotConfig:
     return asked
 
 
-def _check_same(path: Path, experiment: Experiment, asked: PilotConfig) -> None:
+def _check_same(
+    path: Path, experiment: Experiment, asked: PilotConfig, noise_seed: int | None
+) -> None:
     """Raises InputError where the folder is of another pilot."""
     before, how = load_pilot(path / FILE)
-    if before != experiment.replace(noise_seed=None) or how.quick != asked.quick:
+    same = before == experiment.replace(noise_seed=None) and how.quick == asked.quick
+    if not same or experiment.noise_seed not in (None, noise_seed):
         raise InputError(
             f"{str(path)!r} holds a pilot of other settings: give another folder with --out, or go on with "
             f"`ffalora resume {path}`."
@@ -141,27 +169,38 @@ def _check_same(path: Path, experiment: Experiment, asked: PilotConfig) -> None:
 
 
 def _through(going: Piloting) -> Pilot:
-    """Asks the questions, and writes what was found after each step."""
+    """Asks the questions, and writes what was found after each step that made a run."""
     latest: Pilot | None = None
+    before = _read(going.path)
+    going.before = before["asked"]["seconds"] if before else 0.0
+    audit = before.get("audit")
     try:
-        whole = False
-        for whole in going.steps():
-            latest = _written(going, whole, None) or latest
-        if latest is None:
-            why = next((a.row["why"] for a in going.answers if a.row["why"]), "all of them failed")
-            raise InputError(f"No run of this pilot can be made: {why}")
-        audit = audited(going) if whole else None
-        return _written(going, whole, audit) or latest
+        for _ in going.steps():
+            if going.fresh:  # else the page of the earlier call stands, which knows more
+                latest = _written(going, audit) or latest
+        if going.whole and (audit is None or "why" in audit):
+            audit = audited(going)
     except KeyboardInterrupt:
-        latest = _written(going, False, None) or latest
-        raise Interrupted(going.path, latest is not None) from None
+        latest = (_written(going, audit) if going.fresh else None) or latest
+        raise Interrupted(going.path, (going.path / PAGE).is_file()) from None
+    latest = _written(going, audit) or latest
+    if latest is None:
+        why = next((a.row["why"] for a in going.answers if a.row["why"]), "all of them failed")
+        raise InputError(f"No run of this pilot can be made: {why}")
+    return latest
 
 
-def _written(going: Piloting, whole: bool, audit: dict[str, Any] | None) -> Pilot | None:
+def _read(path: Path) -> dict[str, Any]:
+    """Returns what an earlier call found; nothing before the first page."""
+    file = path / FOUND
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _written(going: Piloting, audit: dict[str, Any] | None) -> Pilot | None:
     """Writes pilot.json and the page; returns None before the first run that was made."""
     if all(answer.row["status"] == "refused" for answer in going.answers):
         return None
-    text = json.dumps(plain(found(going, whole, audit)), indent=2, ensure_ascii=False)
+    text = json.dumps(plain(found(going, audit)), indent=2, ensure_ascii=False)
     facts = json.loads(text)  # as whoever reads the file has them
     write_atomically(going.path / FOUND, text + "\n")
     pilot_page.write_page(facts, going.path / PAGE, going.asked.language)

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
     high: float | None
 
 
-def interval_of(values: Sequence[float]) -> Interval:
+def interval_of(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Returns mean -+ t s / sqrt(n); of one value no interval, of none no mean."""
     from scipy.stats import t
 
@@ -36,7 +36,7 @@ def interval_of(values: Sequence[float]) -> Interval:
     mean = float(found.mean())
     if found.size == 1:
         return Interval(mean, None, None)
-    half = t.ppf((1 + LEVEL) / 2, found.size - 1) * found.std(ddof=1) / math.sqrt(found.size)
+    half = t.ppf((1 + level) / 2, found.size - 1) * found.std(ddof=1) / math.sqrt(found.size)
     return Interval(mean, mean - float(half), mean + float(half))
 
 

@@ -37,10 +37,10 @@ def example(**changes: Any) -> dict[str, Any]:
             "sites": 3,
             "rounds": 9,
             "rank": 8,
+            "own_sites": True,
+            "deadline": None,
             "layers": "4-5",
             "max_test": 300,
-            "init": "kaiming",
-            "clip_norm": 1.0,
             "mechanism": "dp_sgd",
             "unit": "example",
             "epsilon": 6.0,
@@ -77,7 +77,9 @@ def example(**changes: Any) -> dict[str, Any]:
         "privacy_cost": interval(0.02, 0.008),
         "tightest": 3.0,
         "methods": methods,
-        "paired": {"repetitions": 5, "together": 0.79, "alone": 0.76},
+        "privacy_of": "ffa_lora",
+        "against_the_other": {"method": "fedavg_lora", "pairs": 5, **interval(0.002, 0.01)},
+        "paired": {"together": 0.79, "alone": 0.76},
         "sites": [
             {
                 "name": name,
@@ -89,20 +91,27 @@ def example(**changes: Any) -> dict[str, Any]:
             for name, gain, half in sites
         ],
         "clock": None,
-        "sensitivity": [
-            {"setting": setting, "base": 0.78, "points": points}
-            for setting, points in (
-                ("optimizer.learning_rate", _points((0.5, 0.74), (2.0, 0.765))),
-                ("method.init", _points(("gaussian", 0.772), ("orthonormal", 0.785))),
-                ("method.rank", _points((4, 0.777), (16, 0.781))),
-                ("privacy.clip_norm", _points((0.5, 0.77), (2.0, 0.76))),
-                ("method.freeze", _points(("thaw 0.5 rank", 0.76))),
-            )
-        ],
-        "risk": {"runs": 11, "failed": 1, "safe_accuracy": 0.768, "worst": 0.781},
+        "sensitivity": {
+            "spread": 0.01,
+            "bars": {
+                "optimizer.learning_rate": _points((0.5, -0.04), (2.0, -0.015)),
+                "method.init": _points(("gaussian", -0.008), ("orthonormal", 0.005)),
+                "method.rank": _points((4, -0.003), (16, 0.001)),
+                "privacy.clip_norm": _points((0.5, -0.01), (2.0, -0.02)),
+                "method.freeze": _points(("thaw 0.5 rank", -0.02)),
+            },
+        },
+        "risk": {
+            "method": "ffa_lora",
+            "runs": 11,
+            "failed": 1,
+            "safe_accuracy": 0.768,
+            "worst": 0.781,
+        },
         "audit": {
             "claimed": 6.0,
             "lower_bound": 0.83,
+            "ceiling": 6.4,
             "delta": 1e-5,
             "canaries": 200,
             "confidence": 0.95,
@@ -128,8 +137,15 @@ def with_links() -> dict[str, Any]:
         one["simulated_seconds"] = one["bytes_per_site"] / 1e3
     clock = {
         "slowest": "nyt",
-        "seconds": {"movies": 2.1, "amazon": 3.5, "nyt": 95.0},
-        "adapted": {"deadline": 31.0, "seconds": 281.0, "accuracy": 0.77, "before": 0.79},
+        "seconds": 95.0,
+        "second": 3.5,
+        "adapted": {
+            "deadline": 31.0,
+            "seconds": 281.0,
+            "seconds_before": 1355.0,
+            "accuracy": 0.77,
+            "accuracy_before": 0.79,
+        },
     }
     return found | {"clock": clock}
 
@@ -143,10 +159,11 @@ def barely_begun() -> dict[str, Any]:
         privacy=[{"epsilon": 6.0, "each": {}, **interval(0.77)}],
         privacy_cost=nothing,
         tightest=None,
-        paired={"repetitions": 0, "together": None, "alone": None},
+        paired={"together": None, "alone": None},
+        against_the_other=None,
         sites=[],
-        sensitivity=[],
-        risk={"runs": 1, "failed": 0, "safe_accuracy": None, "worst": 0.77},
+        sensitivity={"bars": {}, "spread": None},
+        risk={"method": "ffa_lora", "runs": 1, "failed": 0, "safe_accuracy": None, "worst": 0.77},
         audit=None,
         refused=["Client 'c' has 1 training examples."],
         releasable=False,
@@ -156,7 +173,7 @@ def barely_begun() -> dict[str, Any]:
         "decision": "not_shown",
         "certainty": "low",
         "gain": nothing,
-        "repetitions": 1,
+        "repetitions": 0,
     }
     found["methods"][1]["accuracy"] = nothing
     found["methods"][0]["accuracy"] = interval(0.77)
@@ -165,4 +182,4 @@ def barely_begun() -> dict[str, Any]:
 
 
 def _points(*pairs: tuple[Any, float]) -> list[dict[str, Any]]:
-    return [{"value": value, "accuracy": accuracy} for value, accuracy in pairs]
+    return [{"value": value, "change": change} for value, change in pairs]

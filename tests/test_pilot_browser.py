@@ -16,14 +16,14 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs
 
 pytestmark = [needs_browser, pytest.mark.thorough]
 EXAMPLES = {"whole": example, "links": with_links, "begun": barely_begun}
-CROWDED = {f"a site whose name is long {k}": 100.0 * k for k in range(12)}
+CROWDED = [f"a site whose name is long {k}" for k in range(12)]
 
 
 def crowded():
     found = with_links()
     site = found["sites"][0]
     found["sites"] = [site | {"name": name} for name in CROWDED]
-    found["clock"] |= {"seconds": CROWDED, "slowest": max(CROWDED, key=lambda name: CROWDED[name])}
+    found["clock"] |= {"slowest": next(iter(CROWDED))}
     return found
 
 

@@ -115,6 +115,93 @@ def test_given_machines_and_links_replace_the_common_lines(tmp_path):
     assert "a training takes 4.68 min in place of" in page
 
 
+def test_figures_of_one_method_never_carry_anothers_name(tmp_path):
+    found = with_links()
+    found["recommendation"] |= {"method": "fedavg_lora", "alike": ["fedavg_lora"]}
+    found["against_the_other"] = {"method": "ffa_lora", "pairs": 5, **interval(0.03, 0.01)}
+    page = written(found, tmp_path)
+    assert "train together with plain LoRA (FedAvg)" in page
+    assert "Plain LoRA (FedAvg) was better than FFA-LoRA, by more than chance does" in page
+    assert "1 of 11 repetitions and initialisations of FFA-LoRA failed" in page
+    assert "unseen texts with FFA-LoRA" in page
+    assert "accuracy of FFA-LoRA on the validation part" in page
+    assert "a training takes 4.68 min in place of 22.6 min" in page
+
+
+def test_few_pairs_are_never_called_more_than_chance(tmp_path):
+    found = example()
+    found["against_the_other"] |= {"pairs": 2}
+    assert "too few repetitions to tell: the cheaper one is taken" in written(found, tmp_path)
+    found["recommendation"] |= {"alike": ["ffa_lora"]}
+    assert "do not say whether by chance" in written(found, tmp_path)
+
+
+def test_a_loss_inside_its_interval_is_not_called_a_cost(tmp_path):
+    found = example(privacy_cost=interval(0.004, 0.02))
+    assert "too little to tell from chance" in written(found, tmp_path)
+    assert "costs 2.0 points" in written(example(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "words"),
+    [
+        ("dp_sgd", "the server included"),
+        ("dp_sgd_banded", "the server included"),
+        ("dp_sgd_secagg", "secure aggregation has to hide each upload"),
+        ("dp_fedavg", "has to be trusted"),
+        ("mine:own", "privacy.json of each run says against whom"),
+    ],
+)
+def test_the_claim_says_against_whom_it_holds(mechanism, words, tmp_path):
+    found = example()
+    found["about"] |= {"mechanism": mechanism}
+    assert words in written(found, tmp_path)
+
+
+def test_an_audit_too_small_to_contradict_says_so(tmp_path):
+    found = example()
+    found["audit"] |= {"ceiling": 3.2}
+    page = written(found, tmp_path)
+    assert "could not have contradicted the claim of 6" in page
+    assert "they show 3.2 at most" in page
+
+
+def test_of_many_sites_the_furthest_apart_are_shown_and_the_others_counted(tmp_path):
+    found = example()
+    one = found["sites"][0]
+    found["sites"] = [
+        one | {"name": f"s{k:03d}", "gain": interval(k / 1000, 0.5)} for k in range(300)
+    ]
+    page = written(found, tmp_path)
+    assert page.count('<th scope="row">s') == 12
+    assert "288 more sites lie in between" in page
+    assert "s000" in page
+    assert "s299" in page
+
+
+def test_sites_that_are_dealt_out_are_not_taken_for_real_ones(tmp_path):
+    found = example()
+    found["about"] |= {"own_sites": False}
+    assert "not of real sites" in written(found, tmp_path)
+
+
+def test_with_a_deadline_nobody_is_said_to_wait(tmp_path):
+    found = with_links()
+    found["about"] |= {"deadline": 31.0}
+    page = written(found, tmp_path)
+    assert "after the deadline of 31 s are late" in page
+    assert "wait for it" not in page
+
+
+def test_advice_to_go_on_is_given_only_where_there_is_something_to_go_on_with():
+    t, found = Texts("en"), example()
+    found["recommendation"] |= {"certainty": "medium"}
+    assert t("next_other") in advice.next_steps(found, t)
+    assert t("next_resume") in advice.next_steps(found | {"whole": False}, t)
+    found["asked"] |= {"quick": True}
+    assert t("next_not_quick") in advice.next_steps(found, t)
+
+
 def test_a_claim_that_the_audit_contradicts_is_not_whispered(tmp_path):
     found = example()
     found["audit"] |= {"holds": False, "lower_bound": 9.0}
@@ -123,6 +210,7 @@ def test_a_claim_that_the_audit_contradicts_is_not_whispered(tmp_path):
 
 def test_what_was_left_out_stands_on_the_page(tmp_path):
     page = written(barely_begun(), tmp_path)
+    assert "Repeat the pilot without --quick" in page
     assert "Quick look: adapters in the blocks 4-5 alone, 300 test examples a site" in page
     assert "The time was over before all questions were asked" in page
     assert "Client &#39;c&#39; has 1 training examples." in page

@@ -121,7 +121,43 @@ def test_a_tighter_epsilon_is_offered_only_where_no_loss_was_shown():
     at_six = {0: 0.80, 1: 0.81, 2: 0.79}
     alike = {k: v - d for (k, v), d in zip(at_six.items(), (0.01, -0.01, 0.005), strict=True)}
     worse = {k: v - 0.05 for k, v in at_six.items()}
-    assert tightest({6.0: at_six, 3.0: alike, 1.0: worse}) == 3.0
-    assert tightest({6.0: at_six, 3.0: worse, 1.0: alike}) is None
-    assert tightest({6.0: at_six, 3.0: {0: 0.8}}) is None
-    assert tightest({}) is None
+    assert tightest({6.0: at_six, 3.0: alike, 1.0: worse}, 6.0) == 3.0
+    assert tightest({6.0: at_six, 3.0: worse, 1.0: alike}, 6.0) is None
+    assert tightest({6.0: at_six, 3.0: {0: 0.8}}, 6.0) is None
+    assert (
+        tightest({6.0: at_six, 3.0: at_six, 1.0: alike}, 1.0) is None
+    )  # nothing below it was tried
+    assert tightest({6.0: worse, 3.0: at_six, 1.0: alike}, 3.0) == 1.0
+    assert tightest({}, 6.0) is None
+
+
+def test_two_pairs_decide_nothing():
+    ours = Option("ffa_lora", {0: 0.8, 1: 0.81, 2: 0.8}, 0, 1.0)
+    result = recommend([ours], {0: 0.75, 1: 0.76}, 0.5)
+    assert (result.decision, result.certainty, result.repetitions) == ("not_shown", "low", 2)
+    assert result.gain.mean == pytest.approx(0.05)
+    assert result.gain.low is None
+    worse = recommend([ours], {0: 0.85, 1: 0.86}, 0.5)
+    assert worse.decision == "not_shown"
+
+
+def test_among_many_sites_without_a_gain_none_seems_to_have_one():
+    draw = np.random.default_rng(0)
+    names = [f"site {k}" for k in range(40)]
+    chance = 0
+    for _ in range(40):
+        parts = [
+            [dict(zip(names, draw.normal(0.7, 0.05, 40), strict=True)) for _ in range(4)]
+            for _ in "ab"
+        ]
+        gains = gains_of_sites(*parts)
+        chance += any(gain.low > 0 or gain.high < 0 for gain in gains.values())
+    assert chance <= 6  # 5 % of 40, and room; without the correction nearly all of them
+
+
+def test_a_site_that_is_missing_in_a_repetition_is_compared_in_the_others():
+    together = [{"a": 0.8, "b": 0.7}, {"a": 0.8}, {"a": 0.8, "b": 0.7}]
+    alone = [{"a": 0.7, "b": 0.7}, {"a": 0.7, "b": 0.6}, {"a": 0.7}]
+    gains = gains_of_sites(together, alone)
+    assert gains["a"].mean == pytest.approx(0.1)
+    assert gains["b"] == (0.0, None, None)

@@ -30,14 +30,13 @@ def write_page(found: dict[str, Any], out: Path, language: str) -> None:
         + (folder / "style.css").read_text(encoding="utf-8"),
         found=found,
         made_of=_made_of(found, t),
-        things=sentences.things(found, t),
         result=sentences.recommendation(found, t),
         tiles=sentences.tiles(found, t),
         privacy=sentences.privacy(found, t),
         traffic=sentences.traffic(found, t),
         clock=sentences.clock(found, t),
         sites=sentences.sites(found, t),
-        base=sentences.percent(found["sensitivity"][0]["base"]) if found["sensitivity"] else "",
+        captions=_captions(found, t),
         risk=advice.risk(found, t),
         limits=advice.limits(found, t),
         steps=advice.next_steps(found, t),
@@ -45,6 +44,18 @@ def write_page(found: dict[str, Any], out: Path, language: str) -> None:
         rules=t.table["rules"],
     )
     write_atomically(out, page)
+
+
+def _captions(found: dict[str, Any], t: Texts) -> dict[str, str]:
+    """Returns what stands below the pictures."""
+    method, spread = t(found["privacy_of"]), found["sensitivity"]["spread"]
+    at = sentences.epsilon(found["about"]["epsilon"], "–")
+    chance = "" if spread is None else " " + t("tornado_chance", spread=f"{100 * spread:.1f}")
+    facts = {"things": sentences.things(found, t), "method": method}
+    return {
+        "privacy": t("privacy_caption", **facts, epsilon=at),
+        "tornado": t("tornado_caption", method=method) + chance,
+    }
 
 
 def _made_of(found: dict[str, Any], t: Texts) -> str:

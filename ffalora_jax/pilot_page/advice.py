@@ -2,23 +2,27 @@
 
 from typing import Any
 
-from ffalora_jax.pilot_page.sentences import chosen, sites
+from ffalora_jax.pilot_page.sentences import sites
 from ffalora_jax.pilot_page.texts import Texts, epsilon, percent, small
+
+CLAIMS = {"dp_sgd_secagg": "claim_sum", "dp_sgd": "claim_local", "dp_fedavg": "claim_server"}
+"""By how a mechanism's name begins: against whom its promise holds."""
 
 
 def risk(found: dict[str, Any], t: Texts) -> list[str]:
     """Says what may go wrong, what is claimed, and what the pilot itself has cost."""
     facts, about = found["risk"], found["about"]
-    method = t(chosen(found)["method"])
+    method = t(facts["method"])
     said = [t("failed", failed=facts["failed"], runs=facts["runs"], method=method)]
     if facts["worst"] is not None:
-        said.append(t("worst", worst=percent(facts["worst"])))
+        said.append(t("worst", worst=percent(facts["worst"]), method=method))
     claim = {
         "epsilon": epsilon(about["epsilon"], "–"),
         "delta": small(about["delta"]),
         "unit": t(f"unit_{about['unit']}"),
     }
-    return [*said, t("claim", **claim), _audit(found["audit"], t), *_spent(found, t)]
+    kind = next((k for n, k in CLAIMS.items() if about["mechanism"].startswith(n)), "claim_other")
+    return [*said, t(kind, **claim), _audit(found["audit"], t), *_spent(found, t)]
 
 
 def _audit(audit: dict[str, Any] | None, t: Texts) -> str:
@@ -26,13 +30,17 @@ def _audit(audit: dict[str, Any] | None, t: Texts) -> str:
         return t("no_audit", why=t("audit_quick"))
     if "why" in audit:
         return t("no_audit", why=t("audit_time") if audit["why"] == "time" else audit["why"])
-    return t(
-        "audit" if audit["holds"] else "audit_broken",
-        canaries=audit["canaries"],
-        lower=epsilon(audit["lower_bound"], "–"),
-        claimed=epsilon(audit["claimed"], "–"),
-        confidence=f"{100 * audit['confidence']:g} %",
-    )
+    facts = {
+        "canaries": audit["canaries"],
+        "lower": epsilon(audit["lower_bound"], "–"),
+        "claimed": epsilon(audit["claimed"], "–"),
+    }
+    if not audit["holds"]:
+        return t("audit_broken", **facts)
+    facts["ceiling"] = epsilon(audit["ceiling"], "–")
+    if audit["ceiling"] <= audit["claimed"]:
+        return t("audit_weak", **facts)
+    return t("audit", **facts, confidence=f"{100 * audit['confidence']:g} %")
 
 
 def _spent(found: dict[str, Any], t: Texts) -> list[str]:
@@ -70,7 +78,8 @@ def next_steps(found: dict[str, Any], t: Texts) -> list[str]:
         some = 0 < len(winners) < len(all_sites)
         said.append(t("next_roll_out", sites=t.names(winners) if some else t("next_sites_all")))
     if found["recommendation"]["certainty"] != "high":
-        said.append(t("next_repeat"))
+        key = "next_resume" if not found["whole"] else "next_other"
+        said.append(t("next_not_quick" if found["asked"]["quick"] else key))
     rounds, longer = found["next"]["rounds"], found["next"]["longer"]
     if longer is not None:
         key, planned = ("next_longer", 2 * rounds) if longer else ("next_rounds", rounds)

@@ -38,38 +38,33 @@ def by_epsilon(found: dict[str, Any], t: Texts) -> str | None:
 
 def tornado(found: dict[str, Any], t: Texts) -> str | None:
     """Draws how far each setting moved the accuracy, the strongest on top; None of none."""
-    bars = found["sensitivity"]
+    bars, spread = found["sensitivity"]["bars"], found["sensitivity"]["spread"]
     if not bars:
         return None
-    base = bars[0]["base"]
-
-    def reach(bar: dict[str, Any]) -> float:
-        return max(abs(point["accuracy"] - base) for point in bar["points"])
-
-    ordered = sorted(bars, key=reach)
+    ordered = sorted(bars, key=lambda name: max(abs(one["change"]) for one in bars[name]))
 
     def draw(axes: Axes) -> None:
-        for place, bar in enumerate(ordered):
-            for point in sorted(bar["points"], key=lambda point: -abs(point["accuracy"] - base)):
-                width = point["accuracy"] - base
-                axes.barh(place, width, left=base, height=0.55, color=color(0 if width >= 0 else 1))
-                side = 4 if width >= 0 else -4
+        if spread is not None:
+            axes.axvspan(-100 * spread, 100 * spread, color=FAINT, alpha=0.25, linewidth=0)
+        for place, name in enumerate(ordered):
+            for point in sorted(bars[name], key=lambda point: -abs(point["change"])):
+                width = 100 * point["change"]
+                axes.barh(place, width, height=0.55, color=color(0 if width >= 0 else 1))
                 axes.annotate(
                     literal(_value(point["value"])),
-                    (point["accuracy"], place),
-                    (side, 0),
+                    (width, place),
+                    (4 if width >= 0 else -4, 0),
                     textcoords="offset points",
                     ha="left" if width >= 0 else "right",
                     va="center",
                     fontsize=8,
                 )
-        axes.axvline(base, color=INK, linewidth=1)
-        names = [t(f"setting_{bar['setting'].rpartition('.')[2]}") for bar in ordered]
+        axes.axvline(0, color=INK, linewidth=1)
+        names = [t(f"setting_{name.rpartition('.')[2]}") for name in ordered]
         axes.set_yticks(range(len(ordered)), names)
         axes.margins(x=0.25)
         axes.grid(visible=False, axis="y")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-        axes.set_xlabel(t("axis_accuracy"))
+        axes.set_xlabel(t("axis_change"))
 
     return drawing(draw, SIZE)
 

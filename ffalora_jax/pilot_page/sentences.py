@@ -5,6 +5,7 @@ from typing import Any
 from ffalora_jax.pilot_page.texts import Texts, epsilon, percent, points, size, small
 from ffalora_jax.pilot_rules import FEW
 
+MOST_ROWS = 12
 MONTH_LINE = 1
 """Of ``report.times.RATES``: 10 Mbit/s, a weak office line."""
 
@@ -39,20 +40,17 @@ def _reason(found: dict[str, Any], t: Texts) -> str:
         alone=percent(found["paired"]["alone"]),
         gain=points(gain["mean"]),
         interval=t.interval(gain),
-        repetitions=found["paired"]["repetitions"],
+        repetitions=result["repetitions"],
     )
 
 
 def _against_the_other(found: dict[str, Any], t: Texts) -> list[str]:
-    result = found["recommendation"]
-    tried = [m["method"] for m in found["methods"] if m["accuracy"]["mean"] is not None]
-    others = [name for name in tried if name != result["method"]]
-    if not others:
+    result, gap = found["recommendation"], found["against_the_other"]
+    if gap is None:
         return []
-    key = "alike" if set(others) & set(result["alike"]) else "better"
-    if key == "better" and result["repetitions"] < FEW:
-        key = "ahead"
-    return [t(key, method=t(result["method"]), others=t.names([t(name) for name in others]))]
+    is_alike, few = gap["method"] in result["alike"], gap["pairs"] < FEW
+    key = ("close" if few else "alike") if is_alike else ("ahead" if few else "better")
+    return [t(key, method=t(result["method"]), others=t(gap["method"]))]
 
 
 def chosen(found: dict[str, Any]) -> dict[str, Any]:
@@ -69,12 +67,14 @@ def things(found: dict[str, Any], t: Texts) -> str:
 def tiles(found: dict[str, Any], t: Texts) -> list[tuple[str, str]]:
     """Returns the few figures that matter most."""
     about, mine, safe = found["about"], chosen(found), found["risk"]["safe_accuracy"]
-    kind = things(found, t)
+    kind, majority = things(found, t), found["majority"]
+    right = (
+        t("tile_accuracy_plain", things=kind)
+        if majority is None
+        else t("tile_accuracy", things=kind, majority=percent(majority))
+    )
     return [
-        (
-            percent(mine["accuracy"]["mean"]),
-            t("tile_accuracy", things=kind, majority=percent(found["majority"])),
-        ),
+        (percent(mine["accuracy"]["mean"]), right),
         (t("no_safe"), t("tile_safe_unknown")) if safe is None else (percent(safe), t("tile_safe")),
         (
             f"ε = {epsilon(about['epsilon'], '–')}",
@@ -89,15 +89,19 @@ def privacy(found: dict[str, Any], t: Texts) -> list[str]:
     said, cost = [], found["privacy_cost"]
     at = epsilon(found["about"]["epsilon"], t("no_privacy"))
     if cost["mean"] is not None:
-        # The interval is of the loss: its ends keep their signs.
-        is_cost = cost["mean"] > 0
-        facts = {"epsilon": at, "interval": t.interval(cost)}
-        if is_cost:
-            facts["points"] = f"{100 * cost['mean']:.1f}"
-        said.append(t("privacy_cost" if is_cost else "privacy_free", **facts))
+        facts = {"epsilon": at, "interval": t.interval(cost), "points": f"{100 * cost['mean']:.1f}"}
+        said.append(_cost(cost, facts, t))
     if found["tightest"] is not None:
         said.append(t("tightest", tightest=epsilon(found["tightest"], ""), epsilon=at))
     return said
+
+
+def _cost(cost: dict[str, Any], facts: dict[str, str], t: Texts) -> str:
+    """Says a loss as one only where its interval lies above zero."""
+    if cost["mean"] <= 0:
+        return t("privacy_free", epsilon=facts["epsilon"], interval=facts["interval"])
+    shown = cost["low"] is not None and cost["low"] > 0
+    return t("privacy_cost" if shown else "privacy_unclear", **facts)
 
 
 def traffic(found: dict[str, Any], t: Texts) -> dict[str, Any]:
@@ -180,19 +184,14 @@ def _with_half_width(interval: dict[str, Any]) -> str:
 
 def clock(found: dict[str, Any], t: Texts) -> list[str]:
     """Says which site holds the others up, and what adapting saves."""
-    facts = found["clock"]
+    facts, deadline = found["clock"], found["about"]["deadline"]
     if facts is None:
-        return [t("no_clock")]
-    others = sorted(facts["seconds"].values(), reverse=True)
-    said = [
-        t(
-            "clock",
-            slowest=facts["slowest"],
-            seconds=t.duration(facts["seconds"][facts["slowest"]]),
-            second=t.duration(others[min(1, len(others) - 1)]),
-        )
-    ]
-    adapted, mine = facts["adapted"], chosen(found)
+        return [t("one_site" if found["about"]["sites"] == 1 else "no_clock")]
+    times = {name: t.duration(facts[name]) for name in ("seconds", "second")}
+    if deadline is not None:
+        said = t("clock_deadline", slowest=facts["slowest"], **times, deadline=f"{deadline:g}")
+        return [said]
+    said, adapted = [t("clock", slowest=facts["slowest"], **times)], facts["adapted"]
     if adapted is None:
         return [*said, t("not_adapted")]
     return [
@@ -201,29 +200,42 @@ def clock(found: dict[str, Any], t: Texts) -> list[str]:
             "adapted",
             deadline=f"{adapted['deadline']:.3g}",
             after=t.duration(adapted["seconds"]),
-            before=t.duration(mine["simulated_seconds"]),
+            before=t.duration(adapted["seconds_before"]),
             accuracy=percent(adapted["accuracy"]),
-            was=percent(adapted["before"]),
+            was=percent(adapted["accuracy_before"]),
         ),
     ]
 
 
 def sites(found: dict[str, Any], t: Texts) -> dict[str, Any]:
-    """Returns the table of sites, and who gains and who loses."""
-    rows, groups = [], {"winners": [], "losers": [], "open": []}
-    for site in found["sites"]:
-        gain = site["gain"]
-        shown = points(gain["mean"])
-        if gain["low"] is not None:
-            shown += f" ({points(gain['low'])} … {points(gain['high'])})"
-        key = "open"
-        if gain["low"] is not None and gain["low"] > 0:
-            key = "winners"
-        if gain["high"] is not None and gain["high"] < 0:
-            key = "losers"
-        groups[key].append(site["name"])
-        count = "–" if site["examples"] is None else f"{site['examples']:,}"
-        both = percent(site["alone"]), percent(site["together"])
-        rows.append([site["name"], count, *both, shown])
+    """Returns the table of sites, the furthest apart of many, and who gains and who loses."""
+    ordered = sorted(found["sites"], key=lambda site: -site["gain"]["mean"])
+    half = MOST_ROWS // 2
+    shown = ordered if len(ordered) <= MOST_ROWS else [*ordered[:half], *ordered[-half:]]
+    groups: dict[str, list[str]] = {"winners": [], "losers": [], "open": []}
+    for site in shown:
+        groups[_group(site["gain"])].append(site["name"])
     said = [t(key, names=t.names(names)) for key, names in groups.items() if names]
-    return {"rows": rows, "said": said or [t("no_sites")], "winners": groups["winners"]}
+    if len(shown) < len(ordered):
+        said.append(t("more_sites", count=len(ordered) - len(shown)))
+    if not found["about"]["own_sites"]:
+        said.append(t("dealt_sites"))
+    rows = [_site(site) for site in shown]
+    winners = [site["name"] for site in ordered if _group(site["gain"]) == "winners"]
+    return {"rows": rows, "said": said if rows else [t("no_sites")], "winners": winners}
+
+
+def _group(gain: dict[str, Any]) -> str:
+    """Sorts a site by the interval of its gain."""
+    if gain["low"] is not None and gain["low"] > 0:
+        return "winners"
+    return "losers" if gain["high"] is not None and gain["high"] < 0 else "open"
+
+
+def _site(site: dict[str, Any]) -> list[str]:
+    gain = site["gain"]
+    change = points(gain["mean"])
+    if gain["low"] is not None:
+        change += f" ({points(gain['low'])} … {points(gain['high'])})"
+    count = "–" if site["examples"] is None else f"{site['examples']:,}"
+    return [site["name"], count, percent(site["alone"]), percent(site["together"]), change]

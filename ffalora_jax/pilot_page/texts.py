@@ -16,8 +16,12 @@ class Texts:
 
     def __call__(self, key: str, /, **values: Any) -> str:
         """Returns a sentence with its fields filled in."""
-        said = str(self.table[key]).format(**values)
-        return said[:1].upper() + said[1:] if said.endswith((".", "。")) else said
+        template = str(self.table[key])
+        said = template.format(**values)
+        begins = template.startswith(
+            ("{method}", "{others}")
+        )  # a method's name may begin a sentence
+        return said[:1].upper() + said[1:] if begins else said
 
     def duration(self, seconds: float) -> str:
         """Writes a time span in its largest fitting unit."""
