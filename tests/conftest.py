@@ -30,6 +30,7 @@ import pytest  # noqa: E402
 
 from ffalora_jax import rng  # noqa: E402
 from tests.refusals import refused  # noqa: E402, F401
+from tests.simple_accountant import simple  # noqa: E402, F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["FFALORA_CACHE"], "xla"))
