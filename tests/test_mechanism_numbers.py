@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ffalora_jax import accounting, registry
-from ffalora_jax.config import Experiment, PrivacyConfig, SitesConfig
+from ffalora_jax.config import Experiment, OptimizerConfig, PrivacyConfig, SitesConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import Schedule
 from ffalora_jax.mechanisms._adaptive import count_noise, next_factor, remaining
@@ -199,3 +199,81 @@ def test_banded_noise_needs_as_many_steps_as_bands_and_the_same_at_all(simple):
             built("dp_sgd_banded", noise_multiplier=1.0, bands=4, more=at, **{name: "linear 2"})
     everyone = built("dp_sgd_banded", noise_multiplier=1.0, bands=4, more={**at, "cohort_size": 2})
     assert everyone.plan([40, 40], Schedule(2, 2, 8), None).unit == "example"
+
+
+def integers(more=None, *, capacity=30, **privacy):
+    privacy = {"noise_multiplier": 1.0, "clip_norm": 0.5, "capacity": capacity, **privacy}
+    more = {"optimizer": OptimizerConfig(learning_rate=0.25), **(more or {})}
+    return built("dp_sgd_secagg", more=more, **privacy)
+
+
+@pytest.mark.parametrize(("capacity", "bits"), [(30, 16), (32, 16), (33, 15), (64, 15)])
+def test_under_secure_aggregation_a_sum_is_counted_in_steps_that_a_full_draw_cannot_pass(
+    key, capacity, bits
+):
+    """Of 2^21 steps a draw's capacity of clip norms fits, to a power of two."""
+    grid = 0.5 / 2**bits
+    found = integers(capacity=capacity)
+    total = {"a": {"x": jnp.asarray([grid * 7.4, grid * 2.6, -grid * 3.0])}}
+    gradient = found.private_grad(key, total, 0.0)["a"]["x"]
+    np.testing.assert_allclose(gradient, np.asarray([7, 3, -3]) * grid / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("cohort", "share"), [(None, 1), (8, 0.5)])
+def test_under_secure_aggregation_a_client_adds_its_share_of_the_noise_with_the_rounding_in_it(
+    key, cohort, share
+):
+    """Of eight clients a half is honest: a share of 1 / sqrt(8 / 2); of one alone, all of it."""
+    grid = 0.5 / 2**16
+    honest = 1.0 if cohort is None else 0.5
+    found = integers({"cohort_size": cohort}, honest_share=honest)
+    gradient = found.private_grad(key, {"a": {"x": jnp.zeros(10_000)}}, 2.0)["a"]["x"]
+    sample = add_noise(key, {"a": {"x": jnp.zeros(10_000)}}, 1.0)["a"]["x"]
+    stddev = 2.0 * (0.5 + grid * 100) * share
+    np.testing.assert_allclose(gradient * 8, stddev * sample, atol=0.51 * grid)
+
+
+def test_under_secure_aggregation_uploads_are_whole_steps_of_what_a_gradient_moves():
+    """A step of the grid moves a leaf by rate / batch of it; the server's mean is of that size again."""
+    found, unit = integers(), 0.25 * (0.5 / 2**16) / 8
+    moved = {"a": {"x": jnp.asarray([3.0, -4.2, 0.4]) * unit}}
+    words, norm = found.private_update(moved, 1.0)
+    assert words["a"]["x"].dtype == jnp.uint32
+    assert words["a"]["x"].tolist() == [3, 2**32 - 4, 0]
+    np.testing.assert_allclose(norm, unit * np.sqrt(3**2 + 4.2**2 + 0.4**2), rtol=1e-6)
+    mean = found.private_total(None, words, 1.0, 5)["a"]["x"]
+    np.testing.assert_allclose(mean, np.asarray([3, -4, 0]) * unit / 5, rtol=1e-6)
+    assert found.sums_integers
+    assert found.clip_norm == 0.5
+
+
+def test_secure_aggregation_gives_all_clients_the_noise_of_the_neediest(simple):
+    plan = integers(noise_multiplier=None, epsilon=2.0, delta=1e-3).plan(
+        [40, 80], Schedule(10, 1, 8), None
+    )
+    assert {client.noise_multiplier for client in plan.clients} == {1.0}
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.75, "up to 25 % of"), (0.5, "up to 50 % of")])
+def test_secure_aggregation_says_how_many_clients_may_be_in_league_with_the_server(share, words):
+    assert words in integers(honest_share=share).trust_model
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"local_steps": 2}, "local_steps = 1"),
+        ({"optimizer": OptimizerConfig(name="adam")}, "plain sgd"),
+        ({"optimizer": OptimizerConfig(options={"momentum": 0.9})}, "plain sgd"),
+        ({"optimizer": OptimizerConfig(schedule="linear 0.1")}, "plain sgd"),
+        ({"privacy.clip_schedule": "linear 0.1"}, "plain sgd"),
+        ({"weights": "size"}, "weights = 'uniform'"),
+        ({"cohort_sampling": "poisson"}, "'fixed'"),
+        ({"model.head": "personal"}, "trained or frozen"),
+        ({"sites": SitesConfig(batch_size="4, 8")}, "one batch size"),
+        ({"sites": SitesConfig(available="0.9")}, "all sites present"),
+    ],
+)
+def test_what_secure_aggregation_cannot_have_is_refused(more, words):
+    with pytest.raises(InputError, match=words):
+        integers(more)
