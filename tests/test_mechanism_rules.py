@@ -100,6 +100,13 @@ def test_up_to_eight_sizes_have_their_own_noise_and_of_more_all_have_the_smalles
     assert noises(planned([*sizes, 60], steps)) == [2.0] * 9
 
 
+def test_eight_kinds_by_size_and_steps_are_priced_each_as_it_is(simple):
+    sizes = [80, 80, 96, 96, 120, 120, 160, 160]
+    plan = planned(sizes, Schedule(10, 3, 8, client_steps=(1, 3) * 4), noise_multiplier=1.0)
+    found = [plan.spent(client, 10) for client in range(8)]
+    assert found == pytest.approx([80 * (1, 3)[n % 2] / size for n, size in enumerate(sizes)])
+
+
 def test_a_tight_cap_or_own_batches_are_refused_from_nine_kinds_of_clients_on(simple):
     sizes = [80 + 10 * index for index in range(9)]
     enough = accounting.default_capacity(8)
@@ -137,7 +144,13 @@ def test_bands_draw_out_of_groups_that_each_fill_a_batch(simple):
     assert plan.spent(1, 10) == pytest.approx(2)  # thirty steps: ten draws
     with pytest.raises(InputError, match="3 x 8 examples at every client, got 23"):
         planned([24, 23], more={"bands": 3})
-    assert [c.sampling.num_examples for c in planned([9], more={"bands": 1}).clients] == [9]
+    two = planned([17, 16], more={"bands": 2})
+    assert two.spent(1, 10) == pytest.approx(2)
+    with pytest.raises(InputError, match="2 x 8 examples at every client, got 15"):
+        planned([15], more={"bands": 2})
+    assert planned([8]).clients[0].sampling.num_examples == 8
+    with pytest.raises(InputError, match="at least batch_size = 8 examples at every client"):
+        planned([7])
 
 
 @pytest.mark.parametrize("name", ["dp_sgd", "none", "dp_sgd_banded", "dp_sgd_secagg"])

@@ -166,6 +166,8 @@ def test_vera_cuts_every_layers_pair_from_one_of_2_to_the_14_features(name):
         whole = jax.random.uniform(place, (2**14, 2), minval=-1.0, maxval=1.0)
         assert_near(leaf, whole[: len(leaf)])
     assert_near(begun["vera_d"], [0.1, 0.1])
+    widest = method.begin(None, method.detour.shapes(2**14, 3, 1), key, 4)
+    assert widest["lora_a"].shape == (2**14, 1)
     other = method.begin(None, method.detour.shapes(3, 9, 2), key, 6)
     assert_near(other["lora_a"] * np.sqrt(3 / 5), begun["lora_a"][:3])
 
