@@ -1,5 +1,6 @@
 """What schedules and plans count and refuse, rule by rule, at an accountant whose sums one can follow."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from ffalora_jax.config import Experiment, PrivacyConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import ClientPlan, Mechanism, Plan, Schedule, no_epsilons
 from ffalora_jax.mechanisms._examples import example_plan
+from ffalora_jax.mechanisms._noise import add_noise
 
 
 def planned(sizes, schedule=None, multipliers=None, *, capacity=31, more=None, **privacy):
@@ -168,3 +170,14 @@ def test_without_privacy_nothing_is_noised_and_every_round_is_within_the_budget(
     assert noises(found) == [0.0, 0.0]
     assert [client.local_steps for client in found.clients] == [3, 1]
     assert found.rounds_within_budget == 7
+
+
+def test_a_clients_sum_is_noised_in_units_of_the_norm_and_divided_by_the_expected_batch(key):
+    privacy = PrivacyConfig("dp_sgd", noise_multiplier=1.0, clip_norm=0.5)
+    found = registry.lookup("mechanisms", "dp_sgd")(Experiment(batch_size=16, privacy=privacy))
+    total = {"a": {"x": jnp.full(3, 10.0)}}
+    sample = add_noise(key, {"a": {"x": jnp.zeros(3)}}, 1.0)["a"]["x"]
+    noised = found.private_grad(key, total, 1.5)["a"]["x"]
+    np.testing.assert_allclose(noised, (10 + 1.5 * 0.5 * sample) / 16, rtol=1e-6)
+    plain = registry.lookup("mechanisms", "none")(Experiment(batch_size=16))
+    assert plain.private_grad(key, total, 1.5)["a"]["x"].tolist() == [10 / 16] * 3
