@@ -91,11 +91,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as home:
         os.environ["FFALORA_TEST_CACHE"] = str(Path(home, "cache"))
         places = [copied(Path(home, f"job-{job}")) for job in range(options.jobs)]
-        checked = []
-        for module in options.only:
-            if tests[module] not in checked:
+        for number, module in enumerate(options.only):
+            if tests[module] not in [tests[before] for before in options.only[:number]]:
                 sound(module, tests[module], places[0])
-                checked.append(tests[module])
             todo = [m for m in list(mutants(module))[:: options.every] if m.name not in found]
             for mutant, outcome in outcomes(todo, tests[module], places):
                 found[mutant.name] = outcome
