@@ -198,7 +198,7 @@ def test_up_to_four_times_the_uncapped_noise_is_tried_for_a_cap(monkeypatch, sha
 
 
 @pytest.mark.parametrize(
-    ("count", "stride"), [(1, 1), (48, 1), (49, 2), (96, 2), (97, 3), (100, 3)]
+    ("count", "stride"), [(1, 1), (48, 1), (49, 2), (96, 2), (98, 3), (100, 3)]
 )
 def test_a_trajectory_takes_at_most_48_points_and_others_cost_as_the_next(
     monkeypatch, count, stride
