@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test test-all test-pythons lint bench faults fuzz soak mutants security clean help
+.PHONY: demo test test-all test-pythons lint docs bench experiments results faults fuzz soak mutants security clean help
 
 help:
 	@echo "make demo      install into .venv, run the quickstart, print where the report is"
@@ -15,6 +15,8 @@ help:
 	@echo "make faults    kill runs and break their disks on purpose; make fuzz, make soak: broken files, long runs"
 	@echo "make mutants   small faults put into the code: the tests must fail for each"
 	@echo "make security  known holes and licences of what constraints.txt installs"
+	@echo "make docs      the documentation site, docs/_build/html/index.html; a warning is an error"
+	@echo "make experiments  the fourteen experiments, the small size of each (hours); make results: their page alone"
 	@echo "make bench     the benchmark programs, and docs/benchmarks.md from them"
 
 $(VENV)/.installed: $(SOURCES)
@@ -24,6 +26,10 @@ $(VENV)/.installed: $(SOURCES)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -42,6 +48,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults.kills
@@ -65,5 +75,11 @@ security: $(VENV)/.installed-test
 bench: $(VENV)/.installed
 	$(BIN)/python experiments/benchmarks/bench.py
 
+experiments: $(VENV)/.installed
+	$(BIN)/python -m experiments.run_all
+
+results: $(VENV)/.installed
+	$(BIN)/python -m experiments.results_page
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info

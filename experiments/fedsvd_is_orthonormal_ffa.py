@@ -1,83 +1,89 @@
-"""FedSVD is FFA-LoRA with an orthonormal A in other coordinates: where that holds, and where it stops.
+"""FedSVD is FFA-LoRA with an orthonormal A in other coordinates.
 
-After a round FedSVD writes A B = U S V^T and goes on from A' = U = A Q, B' = S V^T = Q^T B, Q orthogonal if A
-was orthonormal. Gradients turn along (dB' = Q^T dB), norms and clipping do not change, isotropic noise has
-the same law: plain SGD from (A', B') moves A B exactly as from (A, B). So the two are one method, whatever
-the number of rounds. What is printed is the largest difference of the products A B after four rounds,
-relative to their largest entry, on the tiny model, noise switched off so that paths can be compared.
+After a round FedSVD writes A B = U S V^T and goes on from A' = U = A Q, B' = S V^T = Q^T B, Q orthogonal if
+A was orthonormal. Gradients turn along (dB' = Q^T dB), norms and clipping do not change, isotropic noise
+has the same law: plain SGD from (A', B') moves A B exactly as from (A, B). So the two are one method,
+whatever the number of rounds. Measured is the largest difference of the products A B after four rounds,
+relative to their largest entry, on the tiny model, noise switched off so that paths can be compared. An A B
+of low rank does no harm: the singular vectors that belong to nothing are taken inside the span of A.
 
-Claim: rounding for SGD, with momentum, with clipping, with more rank than was learned; not for Adam, whose
-moments are taken entry by entry, and not from an A of another scale, which FedSVD leaves after one round.
-Run: python experiments/fedsvd_is_orthonormal_ffa.py        Time: 1 minute on two cores
-Result (28 November 2026): plain SGD 7e-7, clipped 6e-7, momentum 5e-7, rank 16 of a round of one step 6e-7;
-Adam 0.47, kaiming's A 1.7, orthogonal A of kaiming's norm 1.9. A B of low rank does no harm: the singular
-vectors that belong to nothing are taken inside the span of A, by the SVD of its small core.
+Claim (derived here): the two are equal to rounding for SGD, with momentum, with clipping and with more rank
+    than was learned; not for Adam, whose moments are taken entry by entry, and not from an A of another
+    scale.
+Run: python -m experiments.fedsvd_is_orthonormal_ffa        Time: 5 minutes on two cores; full: 10 seeds, 10
+    minutes
+Limits: with noise the two agree in law, not path by path, so that single private runs still differ; FedSVD
+    from an A that is not orthonormal is another method, after one round.
 """
 
+import sys
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from ffalora_jax import rng
+from experiments import _frame
+from experiments._bases import toy
+from experiments._paths import distance, prepared, products
+from experiments._verdicts import Judged, Row, above, below
 from ffalora_jax.config import Experiment
-from ffalora_jax.prepare import Prepared, prepare
-from ffalora_jax.rng import Keys
 
-ROUNDS = 4
-CASES: dict[str, dict[str, Any]] = {
+ROUNDS, ROUNDING, APART = 4, 1e-5, 0.1
+SAME: dict[str, dict[str, Any]] = {
     "plain SGD": {},
     "clipped (95 % of the examples)": {"privacy.mechanism": "dp_sgd", "privacy.clip_norm": 0.3},
     "momentum .9": {"optimizer.options": {"momentum": 0.9}},
     "rank 16 of a round of one step": {"method.rank": 16, "local_steps": 1},
+}
+OTHER: dict[str, dict[str, Any]] = {
     "Adam": {"optimizer.name": "adam", "optimizer.learning_rate": 0.01},
     "kaiming A, as drawn": {"method.init": "kaiming"},
     "orthogonal A (kaiming's norm)": {"method.init": "orthogonal"},
 }
+CASES = SAME | OTHER
 
 
-def run_of(method: str, changes: dict[str, Any]) -> Prepared:
-    """One prepared run of the tiny model."""
-    base = {
-        "data.name": "synthetic",
-        "model.name": "tiny",
-        "model.max_tokens": 16,
-        "method.name": method,
-        "method.init": "orthonormal",
-        "method.rank": 4,
-        "method.lora_alpha": 16.0,
-        "privacy.mechanism": "none",
-        "optimizer.learning_rate": 0.5,
-    }
-    run = prepare(Experiment(rounds=ROUNDS, evaluate_every=ROUNDS).replace(**(base | changes)))
-    silent = run.numbers._replace(noise_multiplier=jnp.zeros_like(run.numbers.noise_multiplier))
-    return run._replace(numbers=silent)
+def base() -> Experiment:
+    """The tiny model, no privacy, an orthonormal A of rank 4."""
+    found = toy(**{"partition.name": "natural", "data.max_examples": None, "method.rank": 4})
+    found = found.replace(rounds=ROUNDS, local_steps=3, batch_size=32)
+    changes = {"method.init": "orthonormal", "method.lora_alpha": 16.0, "privacy.mechanism": "none"}
+    return found.replace(**changes, **{"optimizer.learning_rate": 0.5})
 
 
-def products(run: Prepared) -> dict[str, np.ndarray]:
-    """A B of every layer after all rounds."""
-    keys = Keys(rng.public_root(0), rng.secret_root(0))
-    rounds = run.rounds()
-    given = keys, run.state, run.frozen, run.data, run.numbers, jnp.int32(ROUNDS)
-    state, _ = rounds(*given)
-    found = {}
-    for layer in run.model.adapted:
-        leaves = {**run.frozen.adapters.get(layer, {}), **state.adapters[layer]}
-        product = jnp.matmul(
-            leaves["lora_a"], leaves["lora_b"], precision=jax.lax.Precision.HIGHEST
-        )
-        found[layer] = np.asarray(product)
-    return found
+def difference(changes: dict[str, Any], seed: int = 0, rounds: int = ROUNDS) -> float:
+    """Returns how far apart the two methods' products end."""
+    start = base().replace(seed=seed, rounds=rounds, **changes)
+    ours, theirs = (
+        products(prepared(start.replace(**{"method.name": method}), noise=False))
+        for method in ("ffa_lora", "fedsvd")
+    )
+    return distance(ours, theirs)
 
 
-def difference(changes: dict[str, Any]) -> float:
-    """The largest difference of the two methods' products, relative to the largest entry."""
-    ours, theirs = (products(run_of(method, changes)) for method in ("ffa_lora", "fedsvd"))
-    most = max(np.abs(product).max() for product in ours.values())
-    return float(max(np.abs(ours[layer] - theirs[layer]).max() for layer in ours) / most)
+def run(ask: _frame.Ask) -> list[Row]:
+    """Returns a row a case and seed."""
+    experiment = ask.length(base())
+    ask.tell("paths", experiment, {"case": list(CASES)})
 
+    def of_seed(seed: int) -> list[Row]:
+        apart = {case: difference(CASES[case], seed, experiment.rounds) for case in CASES}
+        return [
+            {"seed": seed, "case": case, "difference": float(f"{value:.3g}")}
+            for case, value in apart.items()
+        ]
+
+    found = [ask.kept(f"seed-{s}", lambda s=s: of_seed(s)) for s in range(ask.seeds)]
+    return [row for rows in found for row in rows]
+
+
+def judge(rows: list[Row]) -> Judged:
+    """Rounding where the two are one method, and more where they are not."""
+    values = {case: [r["difference"] for r in rows if r["case"] == case] for case in CASES}
+    parts = [below(case, values[case], ROUNDING) for case in SAME]
+    parts += [above(case, values[case], APART) for case in OTHER]
+    table = [[case, f"{min(v):.1e}", f"{max(v):.1e}"] for case, v in values.items()]
+    return Judged(parts, ["difference of A B", "least over seeds", "most"], table)
+
+
+STUDY = _frame.Study("fedsvd_is_orthonormal_ffa", __doc__ or "", (3, 10), run, judge)
 
 if __name__ == "__main__":
-    for name, changes in CASES.items():
-        print(f"{name:34} {difference(changes):.1e}", flush=True)
+    sys.exit(_frame.main(STUDY))

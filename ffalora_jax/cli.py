@@ -30,6 +30,8 @@ usage: ffalora COMMAND ...
                             go on after a stop, to the same result; or add N rounds
   sweep [EXPERIMENT.toml] --over NAME=VALUE,VALUE [--seeds N] [--compare NAME]
                             many runs: grids, random, halving, Bayesian; what all of it cost
+  pilot [EXPERIMENT.toml] [--quick] [--minutes 20] [--language en|ja] [--price-per-gb P]
+                            a small study before a decision; one page for people who decide
   plan [EXPERIMENT.toml] [--device h200] [--clients N] [--json]
                             operations, memory, bytes, time and epsilon, before anything runs
   check EXPERIMENT.toml|RUN [--json]
@@ -210,6 +212,7 @@ COMMANDS: dict[str, Command] = {
     "run": _told("cli_run"),
     "resume": lambda arguments: _of("cli_run").resume(arguments, use_jax),
     "sweep": _told("cli_sweep"),
+    "pilot": _told("cli_pilot"),
     "plan": _told("cli_plan"),
     "check": _told("cli_check"),
     "audit": _told("cli_audit"),

@@ -6,7 +6,7 @@ from ffalora_jax.cli_privacy import parser_of
 from ffalora_jax.errors import DONE
 
 SHELLS = ("bash", "zsh", "fish")
-TAKES_SETTINGS = ("run", "sweep", "plan", "check", "audit")
+TAKES_SETTINGS = ("run", "sweep", "pilot", "plan", "check", "audit")
 
 BASH = """_ffalora() {{
   local cur="${{COMP_WORDS[COMP_CWORD]}}" prev="${{COMP_WORDS[COMP_CWORD-1]}}"
@@ -77,10 +77,11 @@ def fish(commands: Sequence[str]) -> str:
 
 
 def _flags() -> list[str]:
-    from ffalora_jax.flags import SHORT, Searched, names_of
+    from ffalora_jax.flags import PILOT_SHORT, SHORT, Piloted, Searched, names_of
 
-    names = [name.replace("_", "-") for name in names_of(Searched)]
-    return [*names, *(short.removeprefix("--") for short in SHORT), "out", "over", "track", "json"]
+    names = [name.replace("_", "-") for cls in (Searched, Piloted) for name in names_of(cls)]
+    short = [name.removeprefix("--") for name in (*SHORT, *PILOT_SHORT)]
+    return list(dict.fromkeys([*names, *short, "out", "over", "track", "json"]))
 
 
 def _shelves() -> dict[str, str]:

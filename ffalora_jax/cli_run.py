@@ -35,8 +35,12 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
 
 def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
     """Goes on with a run that stopped, or adds rounds."""
+    if arguments and Path(arguments[0], "pilot.toml").is_file():
+        from ffalora_jax import cli_pilot
+
+        return cli_pilot.resume(arguments[0], arguments[1:], use_jax)
     parser = parser_of("resume", "Go on with a run, to the same bits as if it had not stopped.")
-    parser.add_argument("run", help="folder of the run, or of a search")
+    parser.add_argument("run", help="folder of the run, or of a search or a pilot")
     parser.add_argument("--rounds", type=int, default=0, help="rounds to add to those planned")
     parser.add_argument("--epsilon", type=float, help="a larger privacy budget, for added rounds")
     parser.add_argument(

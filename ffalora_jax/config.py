@@ -96,8 +96,12 @@ class Experiment:
     ] = "uniform"
     evaluate_every: Annotated[int, Doc("rounds between evaluations on the validation part")] = 3
     max_validation: Annotated[
-        int, Doc("validation examples per client used in between; the test part is used whole")
+        int, Doc("validation examples per client used in between, drawn from the seed")
     ] = 500
+    max_test: Annotated[
+        int | None,
+        Doc("test examples per client used at the end, drawn from the seed; unset: all of them"),
+    ] = None
     data: DataConfig = field(default_factory=DataConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -118,6 +122,7 @@ class Experiment:
             schedule_rounds=self.schedule_rounds,
             evaluate_every=self.evaluate_every,
             max_validation=self.max_validation,
+            max_test=self.max_test,
         )
         one_of(COHORT_SAMPLINGS, cohort_sampling=self.cohort_sampling)
         one_of(PREFIX_CACHES, prefix_cache=self.prefix_cache)

@@ -105,7 +105,7 @@ def _facts(event: Event, accuracy: str) -> str:
 
 def _print_line(console: Console, title: str, event: Event) -> None:
     text = _label(title, event.stage)
-    if event.line is None and event.stage == "runs":
+    if event.line is None and event.rounds:
         text += f" {event.rounds_done}/{event.rounds}"
     if event.line is not None:
         facts = _facts(event, words.percent(event.line["accuracy"]))

@@ -45,11 +45,12 @@ def read_table(path: str | Path) -> dict[str, Any]:
 
 def from_table(table: dict[str, Any], where: str = "the experiment") -> Experiment:
     """Builds the checked experiment from nested plain values."""
-    if "search" in table:
-        raise InputError(
-            f"{where} has a table [search], which is many runs: make them with `ffalora sweep`, or take the "
-            "table out."
-        )
+    for name, command in (("search", "sweep"), ("pilot", "pilot")):
+        if name in table:
+            raise InputError(
+                f"{where} has a table [{name}], which is many runs: make them with `ffalora {command}`, or "
+                "take the table out."
+            )
     return build(Experiment, table, where)
 
 
@@ -175,13 +176,13 @@ def to_toml(experiment: Experiment, comments: bool = False) -> str:
     return tomlkit.dumps(document)
 
 
-def search_toml(experiment: Experiment, search: Any) -> str:
-    """Writes an experiment with its table [search]."""
+def with_table(experiment: Experiment, name: str, config: Any) -> str:
+    """Writes an experiment with a table of many runs, [search] or [pilot]."""
     document = tomlkit.document()
     _write(document, experiment, False)
     table = tomlkit.table()
-    _write(table, search, False)
-    document.add("search", table)
+    _write(table, config, False)
+    document.add(name, table)
     return tomlkit.dumps(document)
 
 

@@ -14,6 +14,7 @@ import tyro
 from typing_extensions import Doc
 
 from ffalora_jax.config import DataConfig, Experiment
+from ffalora_jax.config_pilot import PilotConfig, default_experiment, load_pilot
 from ffalora_jax.config_search import SearchConfig, load_search, read_over
 from ffalora_jax.errors import InputError, nearest
 from ffalora_jax.experiment_file import load_experiment, settings
@@ -90,10 +91,7 @@ def read_sweep(arguments: list[str]) -> tuple[Experiment, SearchConfig, str | No
     Raises:
         InputError: as ``read_run`` and ``read_over``.
     """
-    if any(word.partition("=")[0] in ("--track", "--processes") for word in arguments):
-        raise InputError(
-            "--track and --processes are for `ffalora run`: leave them out of a search."
-        )
+    _refuse_for_many(arguments, "a search")
     file, out, rest = _file_and_folder("sweep", arguments)
     over: dict[str, Any] = {}
     while True:
@@ -102,17 +100,17 @@ def read_sweep(arguments: list[str]) -> tuple[Experiment, SearchConfig, str | No
             break
         name, values = read_over(given)
         over[name] = values
-    rest = [f"--search.{word[2:]}" if _is_short(word) else word for word in rest]
+    rest = [f"--search.{word[2:]}" if _is_short(word, SHORT) else word for word in rest]
     experiment, search = (Experiment(), SearchConfig()) if file is None else load_search(file)
-    parts = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(Experiment)}
     # A dictionary of lists is no flag; it is put back afterwards.
-    start = Searched(**parts, search=dataclasses.replace(search, over={}, compare=None))
+    start = Searched(
+        **_parts(experiment), search=dataclasses.replace(search, over={}, compare=None)
+    )
     compare, rest = take(rest, "--search.compare", "a setting that is varied")
     found = _parse(Searched, start, rest, SWEEP_USAGE, SWEEP_HELP)
-    parts = {f.name: getattr(found, f.name) for f in dataclasses.fields(Experiment)}
     compare = search.compare if compare is None else compare.replace("-", "_")
     search = dataclasses.replace(found.search, over=search.over | over, compare=compare)
-    return Experiment(**parts), search, out
+    return Experiment(**_parts(found)), search, out
 
 
 SWEEP_USAGE = "ffalora sweep [EXPERIMENT.toml] --over NAME=VALUE,VALUE [--seeds N] [--out DIR]"
@@ -123,13 +121,64 @@ SWEEP_HELP = (
     "for what the runs have in common. --out DIR: the folder (default sweeps/NAME, numbered if it exists). "
     "--json: print summary.json alone."
 )
+
+
+@dataclass(frozen=True)
+class Piloted(Experiment):
+    """An experiment with how it is piloted, as one set of flags."""
+
+    pilot: PilotConfig = field(default_factory=PilotConfig)
+
+
+def read_pilot(arguments: list[str]) -> tuple[Experiment, PilotConfig, str | None]:
+    """Reads ``[EXPERIMENT.toml] [--minutes N] [--quick] [--language ja] ...`` and the run's flags.
+
+    Raises:
+        InputError: as ``read_run``.
+    """
+    _refuse_for_many(arguments, "a pilot")
+    file, out, rest = _file_and_folder("pilot", arguments)
+    experiment, asked = (default_experiment(), PilotConfig()) if file is None else load_pilot(file)
+    rest = [f"--pilot.{word[2:]}" if _is_short(word, PILOT_SHORT) else word for word in rest]
+    start = Piloted(**_parts(experiment), pilot=asked)
+    found = _parse(Piloted, start, rest, PILOT_USAGE, PILOT_HELP)
+    return Experiment(**_parts(found)), found.pilot, out
+
+
+PILOT_USAGE = (
+    "ffalora pilot [EXPERIMENT.toml] [--quick] [--minutes 20] [--language en|ja] [--out DIR]"
+)
+PILOT_HELP = (
+    "A small study before a decision: methods, learning rate, privacy, gain of each site over training "
+    "alone, initialisers, rank, clip norm, share frozen, traffic and money; one page, two sheets of A4. The "
+    "most important questions come first; when the time is over the page is of what there is, and `ffalora "
+    "resume` goes on. Without a file: the data of `make demo`. --minutes, --quick, --language, "
+    "--price-per-gb, --currency, --trainings-per-month, --canaries are --pilot.minutes and so on; all others "
+    "are those of `ffalora run`, for your own data (--data.name csv --data.path F), sites' machines and "
+    "links (--sites.speed, --sites.up). --out DIR: the folder (default pilots/NAME, numbered if it exists). "
+    "--json: print pilot.json alone."
+)
+PILOT_SHORT = tuple(f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(PilotConfig))
+
+
+def _parts(experiment: Experiment) -> dict[str, Any]:
+    return {f.name: getattr(experiment, f.name) for f in dataclasses.fields(Experiment)}
+
+
+def _refuse_for_many(arguments: list[str], what: str) -> None:
+    if any(word.partition("=")[0] in ("--track", "--processes") for word in arguments):
+        raise InputError(
+            f"--track and --processes are for `ffalora run`: leave them out of {what}."
+        )
+
+
 SHORT = tuple(
     f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(SearchConfig) if f.name != "over"
 )
 
 
-def _is_short(word: str) -> bool:
-    return word.partition("=")[0] in SHORT
+def _is_short(word: str, names: tuple[str, ...]) -> bool:
+    return word.partition("=")[0].replace("_", "-") in names
 
 
 @dataclass(frozen=True)

@@ -46,17 +46,15 @@ def validation(run: Prepared, predict: Predict, state: RoundState) -> dict[str, 
 
 
 def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
-    """Scores the whole test part, once, beside the commonest class and the task's own figures."""
-    labels, owners = run.dataset.labels, run.owners
-    scores = _scores(run, predict, state, owners.test)
+    """Scores the test part, once, beside the commonest class and the task's own figures."""
+    labels, owners, parts = run.dataset.labels, run.owners, scored_rows(run)
+    scores = _scores(run, predict, state, parts)
     if scores is None:
         return {"test_accuracy": None, "majority_accuracy": None, "test_accuracy_per_client": None}
     figures = scores.metrics
     if run.dataset.metric == "exact_match":
         figures = _exact_match(run, state)
-    majority = (
-        majority_accuracy(labels, owners.train, owners.test) if run.task.has_classes else None
-    )
+    majority = majority_accuracy(labels, owners.train, parts) if run.task.has_classes else None
     each = _each(scores.per_client)
     return {
         "test_accuracy": scores.accuracy,
@@ -65,6 +63,16 @@ def test(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
         "test_loss": scores.loss,
         "test_metrics": figures,
     }
+
+
+def scored_rows(run: Prepared) -> list[np.ndarray]:
+    """Returns each client's test examples: all of them, or ``max_test`` drawn from the seed."""
+    most = run.experiment.max_test
+    if most is None:
+        return list(run.owners.test)
+    return [
+        _subset(rows, most, run.experiment.seed, k, 1) for k, rows in enumerate(run.owners.test)
+    ]
 
 
 def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
@@ -94,9 +102,9 @@ def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any
             found[by].append(0.0 if seen is None else seen.accuracy)
         else:
             found[by].append(validation(mine, predict, theirs).get("accuracy", 0.0))
-        tested = _scores(mine, predict, theirs, run.owners.test)
-        if tested is not None:
-            found["test_accuracy"].append(tested.accuracy)
+        scores = _scores(mine, predict, theirs, scored_rows(run))
+        if scores is not None:
+            found["test_accuracy"].append(scores.accuracy)
     if not found["test_accuracy"]:
         return {}
     best = int(np.argmax(found[by]))
@@ -121,7 +129,7 @@ def _exact_match(run: Prepared, state: RoundState) -> dict[str, Any]:
     respond = make_responder(run.model, run.loaded, run.experiment.model)
     prompts, truths = (run.dataset.inputs[name] for name in ("prompt", "response"))
     said, right = [], []
-    for client, rows in enumerate(run.owners.test):
+    for client, rows in enumerate(scored_rows(run)):
         if len(rows):
             asked = [prompts[row] for row in rows]
             said += respond(run.frozen, adapters_of(state, client), asked)
@@ -138,8 +146,8 @@ def _scores(
     )
 
 
-def _subset(rows: np.ndarray, most: int, seed: int, client: int) -> np.ndarray:
+def _subset(rows: np.ndarray, most: int, seed: int, *number: int) -> np.ndarray:
     if len(rows) <= most:
         return rows
-    draw = rng.numpy_rng(seed, rng.Purpose.VALIDATION, client)
+    draw = rng.numpy_rng(seed, rng.Purpose.VALIDATION, *number)
     return np.sort(draw.choice(rows, most, replace=False))

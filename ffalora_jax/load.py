@@ -84,7 +84,7 @@ class Loader:
     """Data sets, models and whatever follows from them, each made once for all runs that share it."""
 
     def __init__(self, data: Any = None, model: nnx.Module | None = None):
-        self._data, self._model = data, model
+        self.data, self.given = data, model
         self._kept: dict[tuple, Any] = {}
 
     def once(self, name: tuple, make: Callable[[], Any]) -> Any:
@@ -96,16 +96,16 @@ class Loader:
     def dataset(self, experiment: Experiment) -> Dataset:
         """Does ``load_dataset``."""
         name = "dataset", repr(experiment.data), experiment.seed
-        return self.once(name, lambda: load_dataset(experiment, self._data))
+        return self.once(name, lambda: load_dataset(experiment, self.data))
 
     def model(self, experiment: Experiment, num_classes: int) -> Loaded:
         """Does ``load_model``; what two seeds have in common is one array."""
         if experiment.model.scan_layers:  # ``inject`` takes the blocks out of the module
-            return load_model(experiment, self._model, num_classes)
+            return load_model(experiment, self.given, num_classes)
         settings = "model", repr(experiment.model), experiment.method.start, num_classes
 
         def load() -> Loaded:
-            found = load_model(experiment, self._model, num_classes)
+            found = load_model(experiment, self.given, num_classes)
             other = next((one for name, one in self._kept.items() if name[:4] == settings), None)
             if other is not None:
                 mine, theirs = nnx.state(found.model), nnx.state(other.model)

@@ -79,7 +79,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What the run's model reads: ``text``, ``images`` or ``instructions``."""
+        """What the run's model reads, one of ``text``, ``images`` and ``instructions``."""
         return self.folder.read_json("environment.json")["data_kind"]
 
     @property

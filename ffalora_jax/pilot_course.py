@@ -4,6 +4,7 @@ A generator gives a few jobs, is sent what they scored, and gives the next ones:
 on what came out. Jobs of one step are runs of few programs, so they are computed together.
 """
 
+import contextlib
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ class Job(NamedTuple):
     """One run of the pilot."""
 
     question: str
-    """methods, rate, privacy, repeat, init, rank, clip, share or alone."""
+    """methods, rate, privacy, repeat, adapt, init, rank, clip, share or alone."""
     changes: tuple[tuple[str, Any], ...]
     """Settings that differ from the experiment's."""
     repeat: int = 0
@@ -39,12 +40,13 @@ Scores = dict[Job, float | None]
 Course = Generator[list[Job], Scores, None]
 
 
-def course(experiment: Experiment, quick: bool = False) -> Course:
+def course(experiment: Experiment, quick: bool = False, deadline: float | None = None) -> Course:
     """Yields the jobs of a pilot.
 
     Args:
         experiment: rank, clip norm and budget to start from.
         quick: leave out the second look at the learning rate, initialisers, rank, clip norm and share.
+        deadline: simulated seconds that slow sites might adapt to; None: there is nothing to gain by it.
     """
     rates = yield from _rates(experiment, quick)
     best = {method: {"method.name": method, RATE: rates[method]} for method in METHODS}
@@ -53,6 +55,8 @@ def course(experiment: Experiment, quick: bool = False) -> Course:
     main = best[METHODS[0]]
     yield [_of("privacy", main | _at(epsilon)) for epsilon in OTHER_EPSILONS]
     ways = [("repeat", one) for one in best.values()] + [("alone", alone)]
+    if deadline is not None:
+        yield [_of("adapt", main | {"sites.adapt": "deadline", "sites.deadline": deadline})]
     yield [_of(name, one, repeat) for repeat in REPEATS for name, one in ways]
     if quick:
         return
@@ -69,6 +73,18 @@ def course(experiment: Experiment, quick: bool = False) -> Course:
         for init in OTHER_INITS
         for repeat in REPEATS
     ]
+
+
+def longest(experiment: Experiment, quick: bool, deadline: float | None) -> int:
+    """Returns how many runs a pilot has if the learning rate is soon found."""
+    going, count = course(experiment, quick, deadline), 0
+    scores: Scores | None = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            jobs = next(going) if scores is None else going.send(scores)
+            scores = {job: float(job.question == "methods") for job in jobs}
+            count += len(jobs)
+    return count
 
 
 def _rates(experiment: Experiment, quick: bool) -> Generator[list[Job], Scores, dict[str, float]]:

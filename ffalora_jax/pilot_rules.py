@@ -151,3 +151,37 @@ def gains_of_sites(
         pairs = zip(together, alone, strict=False)
         found[name] = interval_of([a[name] - b[name] for a, b in pairs if name in a and name in b])
     return found
+
+
+RISES = 0.005
+"""Share of right answers by which the last third of the rounds has to be better, to go on longer."""
+
+
+def longer(curve: Sequence[float]) -> bool | None:
+    """Whether accuracy on the validation part still rose at the end, so that more rounds may help.
+
+    The mean of the last third of the evaluations against that of the third before it; None of too few.
+    """
+    third = len(curve) // 3
+    if third == 0:
+        return None
+    last, before = curve[-third:], curve[-2 * third : -third]
+    return float(np.mean(last)) - float(np.mean(before)) > RISES
+
+
+def tightest(by_epsilon: Mapping[float, Mapping[int, float]]) -> float | None:
+    """Returns the smallest epsilon whose accuracy is not shown to be lower than at the largest tried.
+
+    None if no smaller one was tried in at least ``FEW`` repetitions together with the largest.
+    """
+    if not by_epsilon:
+        return None
+    largest = max(by_epsilon)
+    found = None
+    for epsilon in sorted(by_epsilon, reverse=True)[1:]:
+        gap = paired(by_epsilon[largest], by_epsilon[epsilon])
+        few = len(by_epsilon[largest].keys() & by_epsilon[epsilon].keys()) < FEW
+        if few or gap.low is None or gap.low > 0 or (gap.mean or 0) > ALIKE:
+            break
+        found = epsilon
+    return found

@@ -19,6 +19,7 @@ from ffalora_jax.devices import Device, device_of
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import make_predictor
+from ffalora_jax.held_out import scored_rows
 from ffalora_jax.memory import free_bytes
 from ffalora_jax.mesh import num_shards
 from ffalora_jax.packing import FILLED
@@ -267,7 +268,7 @@ def _seconds(run: Prepared, timing: Timing, client_steps: int, chips: int) -> di
     most = experiment.max_validation
     validated = sum(min(len(rows), most) for rows in owners.validation)
     evaluations = -(-experiment.rounds // experiment.evaluate_every)
-    examples = validated * evaluations + sum(len(rows) for rows in owners.test)
+    examples = validated * evaluations + sum(map(len, scored_rows(run)))
     evaluating = examples * timing.evaluated_example / chips
     return {
         "client_step": timing.client_step,

@@ -189,6 +189,17 @@ def experiment_text(experiment: Experiment) -> str:
     return to_toml(_anywhere(experiment.resolved().replace(noise_seed=None)))
 
 
+def keep_secret(file: Path, kept: dict[str, Any]) -> None:
+    """Writes a file that its owner alone may read.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as opened:
+        opened.write(json.dumps(kept) + "\n")
+
+
 def check_free(path: Path) -> None:
     """Raises InputError unless a run folder can be made there."""
     if (path / "experiment.toml").is_file():

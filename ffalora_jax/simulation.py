@@ -39,7 +39,7 @@ def simulate(
         on_round: is given the state after each round, and its figures; every round is then a call of its own.
 
     Returns:
-        The run: figures, and ``predict``.
+        The run, with its figures and ``predict``.
 
     Raises:
         InputError: something given cannot be used; nothing is written then.
@@ -218,9 +218,9 @@ def check_unchanged(run: Prepared, ledger: Ledger, path: Path) -> None:
         )
 
 
-def folder_of(name: str) -> Path:
-    """Returns where a run of that name goes: always a folder right under runs/."""
-    return Path("runs", re.sub(r"[/\\\0]+", "-", name).strip(". ") or "run")
+def folder_of(name: str, above: str = "runs") -> Path:
+    """Returns where what has that name goes: always a folder right under runs/, sweeps/ or pilots/."""
+    return Path(above, re.sub(r"[/\\\0]+", "-", name).strip(". ") or "run")
 
 
 def free_path(path: Path) -> Path:

@@ -7,7 +7,6 @@ sweeps/NAME/    sweep.toml  secret.json (owner only)  runs/TRIAL-REPEAT/ (each a
 import contextlib
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,10 @@ from ffalora_jax.cache import write_atomically
 from ffalora_jax.config import Experiment
 from ffalora_jax.config_search import SearchConfig, Space, space_of
 from ffalora_jax.errors import InputError
-from ffalora_jax.experiment_file import build, search_toml
+from ffalora_jax.experiment_file import build, with_table
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.loop import Event, Observer
-from ffalora_jax.run_folder import check_free, locked
+from ffalora_jax.run_folder import check_free, keep_secret, locked
 from ffalora_jax.searching import RUNS, Searching
 from ffalora_jax.shared_search import SharedSearch
 from ffalora_jax.simulation import folder_of, free_path
@@ -88,12 +87,11 @@ def sweep(
     space = space_of(search, experiment)
     _check_names(space)
     make = registry.lookup("searches", search.strategy)
-    path = Path(out) if out is not None else Path("sweeps") / folder_of(experiment.name).name
+    path = Path(out) if out is not None else folder_of(experiment.name, "sweeps")
     if out is None and search.storage is None:
         path = free_path(path)
-    text = search_toml(
-        experiment.replace(noise_seed=None), dataclasses.replace(search, storage=None)
-    )
+    without = dataclasses.replace(search, storage=None)
+    text = with_table(experiment.replace(noise_seed=None), "search", without)
     arguments = search, space, experiment.rounds, experiment.seed
     shared = None
     if search.storage is not None:  # opened first: a refusal leaves nothing behind
@@ -152,9 +150,7 @@ def _begin(path: Path, text: str, noise_seed: int | None, storage: str | None) -
     # Beside the secret, for its password.
     kept = {"secret": rng.fresh_noise_seed(), "given": noise_seed, "storage": storage}
     with contextlib.suppress(FileExistsError):
-        handle = os.open(path / SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(kept) + "\n")
+        keep_secret(path / SECRET, kept)
     write_atomically(path / FILE, text)
 
 

@@ -64,6 +64,7 @@ def leaves(cls=Experiment, prefix=""):
         ("client_chunk", "many"),
         ("evaluate_every", 0),
         ("max_validation", 0),
+        ("max_test", 0),
         ("seed", -1),
         ("seed", 2**32),
         ("noise_seed", 2**64),

@@ -101,6 +101,7 @@ def test_readmes_commands_run(folder):
     script = script.replace("--model.name minilm", "--model.name tiny --model.max-tokens 16")
     script = script.replace("path/to/roberta", "path/to/roberta --model.max-tokens 16")
     script = script.replace("--method.layers 4-5", "--method.layers 1")
+    script = script.replace("--quick", "--quick --minutes 0.1")
     script = "\n".join(
         line for line in script.splitlines() if not line.startswith(("pip ", "make "))
     )

@@ -69,7 +69,13 @@ def test_noise_of_lora_is_quadratic_and_of_ffa_linear():
         rng.public_root(0), program.FEATURES, program.RANK
     )
     scales = np.array([0.1, 0.99])
-    measured = np.array([program.amplified(a, rng.public_root(1), scale) for scale in scales])
+    draws = range(5)
+    measured = np.array(
+        [
+            np.mean([program.amplified(a, rng.public_root(1 + d), scale) for d in draws], axis=0)
+            for scale in scales
+        ]
+    )
     np.testing.assert_allclose(measured, program.expectations(np.asarray(a), scales), rtol=0.02)
     full, lora, ffa = measured[1]
     assert lora > 2 * full > 20 * ffa
@@ -93,3 +99,29 @@ def test_and_with_momentum_and_a_product_of_low_rank(case):
 def test_and_not_with_adam_or_an_a_of_another_scale(case):
     program = load(FOLDER / "fedsvd_is_orthonormal_ffa.py")
     assert program.difference(program.CASES[case]) > 0.1
+
+
+def test_lower_bounds_of_a_shuffled_run_stay_below_what_a_known_order_spends():
+    sampler_truth = load(FOLDER / "sampler_truth.py")
+    for noise, batches, least in ((1.741, 10, 1.0), (0.9023, 100, 1.0), (50.0, 10, 0.0)):
+        hidden = sampler_truth.of_one_epoch(noise, batches)
+        assert least <= hidden < sampler_truth.of_gaussians(noise, 1)
+    assert hidden < 0.1
+
+
+def test_epsilon_of_gaussians_is_that_of_the_accountant():
+    import dp_accounting
+
+    sampler_truth = load(FOLDER / "sampler_truth.py")
+    accountant = dp_accounting.pld.PLDAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(1.5), 4)
+    expected = accountant.get_epsilon(sampler_truth.DELTA)
+    assert sampler_truth.of_gaussians(1.5, 4) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.statistical
+def test_the_audit_of_several_epochs_stays_below_a_known_order():
+    sampler_truth = load(FOLDER / "sampler_truth.py")
+    found = sampler_truth.played(1.0, 10, 2, 4000)
+    assert 0.5 < found < sampler_truth.of_gaussians(1.0, 2)
+    assert sampler_truth.played(50.0, 10, 2, 4000) < 0.2

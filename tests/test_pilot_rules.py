@@ -7,9 +7,11 @@ from ffalora_jax.pilot_rules import (
     Option,
     as_good_as_the_best,
     gains_of_sites,
+    longer,
     paired,
     recommend,
     safe_accuracy,
+    tightest,
 )
 
 ALONE = dict(enumerate([0.70, 0.71, 0.69, 0.70, 0.72]))
@@ -105,3 +107,21 @@ def test_each_sites_gain_is_its_own():
     found = gains_of_sites(together, alone)
     assert found["a"].mean == pytest.approx(0.105)
     assert found["b"].mean == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [([], None), ([0.5, 0.6], None), ([0.5, 0.6, 0.7], True), ([0.5, 0.7, 0.702], False)],
+)
+def test_more_rounds_are_advised_only_where_accuracy_still_rose(curve, expected):
+    assert longer(curve) is expected
+
+
+def test_a_tighter_epsilon_is_offered_only_where_no_loss_was_shown():
+    at_six = {0: 0.80, 1: 0.81, 2: 0.79}
+    alike = {k: v - d for (k, v), d in zip(at_six.items(), (0.01, -0.01, 0.005), strict=True)}
+    worse = {k: v - 0.05 for k, v in at_six.items()}
+    assert tightest({6.0: at_six, 3.0: alike, 1.0: worse}) == 3.0
+    assert tightest({6.0: at_six, 3.0: worse, 1.0: alike}) is None
+    assert tightest({6.0: at_six, 3.0: {0: 0.8}}) is None
+    assert tightest({}) is None

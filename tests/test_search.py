@@ -14,7 +14,7 @@ from ffalora_jax.config_search import (
     space_of,
 )
 from ffalora_jax.errors import InputError
-from ffalora_jax.experiment_file import load_experiment, search_toml
+from ffalora_jax.experiment_file import load_experiment, with_table
 from ffalora_jax.search import rungs
 from ffalora_jax.search.random import number_of_trials
 
@@ -136,7 +136,7 @@ def test_the_command_line_and_a_file_say_the_same(tmp_path):
     assert space_of(search, experiment) == space_of(SearchConfig(over=typed, seeds=2), experiment)
     assert space_of(search, experiment)[RATE] == Range(0.1, 1.0, True, False)
     written = tmp_path / "again.toml"
-    written.write_text(search_toml(experiment, search))
+    written.write_text(with_table(experiment, "search", search))
     assert load_search(written) == (experiment, search)
 
 

@@ -85,7 +85,7 @@ def of_sites(arrays: dict[str, np.ndarray]) -> Dataset:
     )
 
 
-def learn_open_classes(arrays: dict[str, np.ndarray], seed: int) -> ViT:
+def learn_open_classes(arrays: dict[str, np.ndarray], seed: int, steps: int | None = None) -> ViT:
     """Trains a ViT from random weights on the open classes, and gives it a fresh head for the sites'."""
     model = ViT(CONFIG, len(OPEN), nnx.Rngs(seed))
     draw = rng.numpy_rng(seed, rng.Purpose.SUBSET)
@@ -106,12 +106,14 @@ def learn_open_classes(arrays: dict[str, np.ndarray], seed: int) -> ViT:
 
     images, labels = open_part(arrays, "train")
     state = optimizer.init(weights)
-    for _ in range(STEPS):
+    for _ in range(steps or STEPS):
         rows = draw.choice(len(labels), BATCH, replace=False)
         weights, state = step(weights, state, images[rows], labels[rows])
     model = nnx.merge(graph, weights)
     images, labels = open_part(arrays, "test")
-    print(f"open classes learnt: accuracy {(model(images).argmax(-1) == labels).mean():.3f}")
+    print(
+        f"open classes learnt: accuracy {(model(jnp.asarray(images)).argmax(-1) == labels).mean():.3f}"
+    )
     model.head = ViT(CONFIG, len(SITES), nnx.Rngs(seed + 1)).head
     return model
 

@@ -34,20 +34,20 @@ class Dataset:
     """Examples of one task; a dataclass, since its length is the number of examples."""
 
     inputs: dict[str, Sequence]
-    """One entry an example: ``text`` and perhaps ``text_pair``; or ``image`` (``ImageSource``s); or
+    """One entry an example in ``text`` and perhaps ``text_pair``; or ``image`` (an ``ImageSource`` each); or
     ``prompt`` (a text, or a list of chat messages) and ``response``."""
     labels: np.ndarray
     """(example,) int64 in 0 ... num_classes - 1; zeros where responses are learnt."""
     class_names: tuple[str, ...]
     clients: np.ndarray | None = None
-    """(example,) index of the owner: the natural partition; None if there is none."""
+    """(example,) index of the owner, which is the natural partition; None if there is none."""
     client_names: tuple[str, ...] = ()
     source: str = ""
-    """Where it came from, with its licence: for the report."""
+    """Where it came from, with its licence, for the report."""
     held_out: np.ndarray | None = None
-    """(example,) bool, True for the official evaluation examples: these are the test part then."""
+    """(example,) bool, True for the official evaluation examples, which are the test part then."""
     metric: str = "accuracy"
-    """What the task is judged by besides accuracy: one of ``METRICS``."""
+    """What the task is judged by besides accuracy, one of ``METRICS``."""
 
     @property
     def num_classes(self) -> int:

@@ -45,15 +45,15 @@ MOST_BARS, LONGEST_LABEL = 100, 40
 def of_run(run: Run) -> dict[str, str]:
     """Returns the drawings of one run by name, as SVG text."""
     drawn = {
-        "accuracy": _drawing(lambda axes: _accuracy(axes, run)),
-        "bytes": _drawing(lambda axes: _bytes(axes, run)),
-        "norms": _drawing(lambda axes: _norms(axes, run)),
-        "partition": _drawing(lambda axes: _partition(axes, run)),
+        "accuracy": drawing(lambda axes: _accuracy(axes, run)),
+        "bytes": drawing(lambda axes: _bytes(axes, run)),
+        "norms": drawing(lambda axes: _norms(axes, run)),
+        "partition": drawing(lambda axes: _partition(axes, run)),
     }
     if not run.experiment.monitor.private:
-        drawn["clipped"] = _drawing(lambda axes: _clipped(axes, run))
+        drawn["clipped"] = drawing(lambda axes: _clipped(axes, run))
     if run.epsilon is not None:
-        drawn["epsilon"] = _drawing(lambda axes: _epsilon(axes, run))
+        drawn["epsilon"] = drawing(lambda axes: _epsilon(axes, run))
     return drawn
 
 
@@ -63,12 +63,12 @@ def accuracy_of_runs(runs: Sequence[Run]) -> str:
     def draw(axes: Axes):
         for index, run in enumerate(runs):
             rounds, values = _evaluated(run, "accuracy")
-            axes.plot(rounds, values, "o-", color=_color(index), label=words.label(run))
+            axes.plot(rounds, values, "o-", color=color(index), label=words.label(run))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("validation accuracy")
         _legend_below(axes, 1)
 
-    return _drawing(draw)
+    return drawing(draw)
 
 
 def _accuracy(axes: Axes, run: Run) -> None:
@@ -85,12 +85,12 @@ def _accuracy(axes: Axes, run: Run) -> None:
                 rounds,
                 values,
                 "o-",
-                color=_color(index + 1),
+                color=color(index + 1),
                 label=name,
                 linewidth=1.2,
                 markersize=3,
             )
-    axes.plot(rounds, mean, "o-", color=_color(0), label="all sites", linewidth=2.6)
+    axes.plot(rounds, mean, "o-", color=color(0), label="all sites", linewidth=2.6)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("validation accuracy")
     _legend_below(axes, 3)
@@ -101,7 +101,7 @@ def _epsilon(axes: Axes, run: Run) -> None:
     axes.plot(
         [0, *rounds],
         [0.0, *(line["epsilon"] for line in run.metrics)],
-        color=_color(0),
+        color=color(0),
         label="spent",
     )
     if run.privacy["budget"]:
@@ -120,7 +120,7 @@ def _bytes(axes: Axes, run: Run) -> None:
         axes.plot(
             [0, *rounds],
             [0, *total],
-            color=_color(index),
+            color=color(index),
             linestyle=("-", "--")[index],
             label=label,
         )
@@ -132,12 +132,12 @@ def _bytes(axes: Axes, run: Run) -> None:
 def _norms(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
     moved = [_drawn(line["update_norm"]) for line in run.metrics]
-    axes.plot(rounds, moved, color=_color(0), label="mean update")
+    axes.plot(rounds, moved, color=color(0), label="mean update")
     mean = [
         np.mean([_drawn(norm) for norm in line["client_update_norms"]] or [0])
         for line in run.metrics
     ]
-    axes.plot(rounds, mean, color=_color(1), linestyle="--", label="one site's update, on average")
+    axes.plot(rounds, mean, color=color(1), linestyle="--", label="one site's update, on average")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("L2 norm of the update")
     _legend_below(axes, 2)
@@ -145,7 +145,7 @@ def _norms(axes: Axes, run: Run) -> None:
 
 def _clipped(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    axes.plot(rounds, [_drawn(line["clipped_share"]) for line in run.metrics], color=_color(0))
+    axes.plot(rounds, [_drawn(line["clipped_share"]) for line in run.metrics], color=color(0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("share of examples clipped")
@@ -159,10 +159,10 @@ def _partition(axes: Axes, run: Run) -> None:
     place = np.arange(len(names))
     left = np.zeros(len(names))
     for index, label in enumerate(table["class_names"]):
-        axes.barh(place, counts[:, index], left=left, height=0.7, color=_color(index), label=label)
+        axes.barh(place, counts[:, index], left=left, height=0.7, color=color(index), label=label)
         left += counts[:, index]
     if len(names) <= 25:
-        axes.set_yticks(place, [_literal(name) for name in names])
+        axes.set_yticks(place, [literal(name) for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     some = "" if len(shown) == len(table["clients"]) else f" of the first {MOST_BARS} sites"
@@ -172,10 +172,10 @@ def _partition(axes: Axes, run: Run) -> None:
         _legend_below(axes, 4)
 
 
-def _drawing(draw: Callable[[Axes], None]) -> str:
+def drawing(draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 3.3)) -> str:
     """Runs a drawing function on fresh axes and returns SVG that the page can colour."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.3), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         if not axes.get_xlabel():
@@ -208,16 +208,17 @@ def _evaluated(run: Run, field: str) -> tuple[list[int], list]:
 
 def _legend_below(axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    labels = [_literal(label) for label in labels]
+    labels = [literal(label) for label in labels]
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Returns a name as a label: a short line, whose dollar signs matplotlib does not read as mathematics."""
     line = " ".join(text.split())
     line = line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}\u2026"
     return line.replace("$", r"\$")
 
 
-def _color(index: int) -> str:
+def color(index: int) -> str:
+    """Returns the stand-in of a line's colour."""
     return LINES[index % len(LINES)]

@@ -1,0 +1,54 @@
+"""``ffalora pilot``: a small study before a decision, and its page."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ffalora_jax.errors import DONE
+
+
+def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
+    """Reads the flags, pilots, says where the page is."""
+    from ffalora_jax import flags
+
+    as_json, rest = flags.switch(arguments, "--json")
+    experiment, asked, out = flags.read_pilot(rest)
+    use_jax()
+    return _piloted(experiment, asked, out, as_json)
+
+
+def resume(path: str, rest: list[str], use_jax: Callable[[], None]) -> int:
+    """Goes on with a pilot, for as many minutes again as it was given, or as are given now."""
+    from ffalora_jax import flags
+
+    as_json, rest = flags.switch(rest, "--json")
+    experiment, asked, _ = flags.read_pilot([str(Path(path) / "pilot.toml"), *rest])
+    use_jax()
+    return _piloted(experiment, asked, path, as_json)
+
+
+def _piloted(experiment: Any, asked: Any, out: str | None, as_json: bool) -> int:
+    from ffalora_jax import console, pilots
+    from ffalora_jax.pilot_page import advice, sentences
+    from ffalora_jax.pilot_page.texts import Texts
+
+    with console.progress("pilot") as observe:
+        made = pilots.pilot(experiment, asked, out=out, observe=observe)
+    if as_json:
+        print(json.dumps(made.found))
+        return DONE
+    t = Texts(asked.language)
+    said = sentences.recommendation(made.found, t)
+    for line in (said["answer"], *said["reasons"], said["certainty"]):
+        print(line)
+    for line in advice.next_steps(made.found, t):
+        print(f"- {line}")
+    if not made.found["whole"]:
+        print(
+            f"ffalora: the time was over before all was asked; ffalora resume {made.path} goes on",
+            file=sys.stderr,
+        )
+    print(f"page: {made.page}")
+    return DONE

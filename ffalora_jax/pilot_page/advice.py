@@ -1,0 +1,80 @@
+"""The page's second half in sentences: risk, what the pilot cannot say, the next step."""
+
+from typing import Any
+
+from ffalora_jax.pilot_page.sentences import chosen, sites
+from ffalora_jax.pilot_page.texts import Texts, epsilon, percent, small
+
+
+def risk(found: dict[str, Any], t: Texts) -> list[str]:
+    """Says what may go wrong, what is claimed, and what the pilot itself has cost."""
+    facts, about = found["risk"], found["about"]
+    method = t(chosen(found)["method"])
+    said = [t("failed", failed=facts["failed"], runs=facts["runs"], method=method)]
+    if facts["worst"] is not None:
+        said.append(t("worst", worst=percent(facts["worst"])))
+    claim = {
+        "epsilon": epsilon(about["epsilon"], "–"),
+        "delta": small(about["delta"]),
+        "unit": t(f"unit_{about['unit']}"),
+    }
+    return [*said, t("claim", **claim), _audit(found["audit"], t), *_spent(found, t)]
+
+
+def _audit(audit: dict[str, Any] | None, t: Texts) -> str:
+    if audit is None:
+        return t("no_audit", why=t("audit_quick"))
+    if "why" in audit:
+        return t("no_audit", why=t("audit_time") if audit["why"] == "time" else audit["why"])
+    return t(
+        "audit" if audit["holds"] else "audit_broken",
+        canaries=audit["canaries"],
+        lower=epsilon(audit["lower_bound"], "–"),
+        claimed=epsilon(audit["claimed"], "–"),
+        confidence=f"{100 * audit['confidence']:g} %",
+    )
+
+
+def _spent(found: dict[str, Any], t: Texts) -> list[str]:
+    spent = found["spent"]
+    key = "spent_unknown" if spent["epsilon"] is None else "spent"
+    facts = {"epsilon": epsilon(spent["epsilon"], "–")} if spent["epsilon"] is not None else {}
+    said = [t(key, private=spent["private"], **facts)]
+    if spent["open"]:
+        said.append(t("open_runs", open=spent["open"]))
+    return said + ([] if found["releasable"] else [t("not_releasable")])
+
+
+def limits(found: dict[str, Any], t: Texts) -> list[str]:
+    """Says what the pilot cannot say."""
+    said = [t("limit_data"), t("limit_held_out"), t("limit_simulated")]
+    if found["asked"]["quick"]:
+        said.append(
+            t("limit_quick", layers=found["about"]["layers"], test=found["about"]["max_test"])
+        )
+    if not found["whole"]:
+        said.append(t("limit_stopped"))
+    return said + [t("limit_refused", why=why) for why in found["refused"]]
+
+
+def next_steps(found: dict[str, Any], t: Texts) -> list[str]:
+    """Says what to do now: sites, rounds and budget, or what to look at again."""
+    decision = found["recommendation"]["decision"]
+    if decision in ("nothing", "no_learning"):
+        return [t("next_lower_rate")]
+    if decision == "train_alone":
+        return [t("next_alone")]
+    said = []
+    if decision == "roll_out":
+        winners, all_sites = sites(found, t)["winners"], found["sites"]
+        some = 0 < len(winners) < len(all_sites)
+        said.append(t("next_roll_out", sites=t.names(winners) if some else t("next_sites_all")))
+    if found["recommendation"]["certainty"] != "high":
+        said.append(t("next_repeat"))
+    rounds, longer = found["next"]["rounds"], found["next"]["longer"]
+    if longer is not None:
+        key, planned = ("next_longer", 2 * rounds) if longer else ("next_rounds", rounds)
+        said.append(t(key, rounds=planned))
+    at = epsilon(found["about"]["epsilon"], "–")
+    rate = f"{found['learning_rate']:.3g}"
+    return [*said, t("next_budget", epsilon=at, rate=rate, rank=found["about"]["rank"])]

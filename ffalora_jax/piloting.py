@@ -1,0 +1,201 @@
+"""A pilot while it is gone through: its runs, one question after another, as long as there is time."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from ffalora_jax import rng
+from ffalora_jax.config import Experiment
+from ffalora_jax.config_pilot import PilotConfig
+from ffalora_jax.errors import InputError
+from ffalora_jax.loaded_run import Run
+from ffalora_jax.loop import Event, Observer
+from ffalora_jax.many_runs import ManyRuns, Member
+from ffalora_jax.pilot_course import Job, course, longest
+from ffalora_jax.prepare import Prepared, prepare
+from ffalora_jax.run_folder import RunFolder
+from ffalora_jax.sweep_results import refused_row, row_of
+
+RUNS = "runs"
+WORTH = 0.95
+"""Of the slowest site's time: a deadline above that saves too little to be tried."""
+SLACK = 1.001
+QUICK_VALIDATION, QUICK_TEST = 100, 300
+"""Held-out examples of a site in a quick pilot."""
+LATEST = 4
+"""Runs whose longest says how long the next one takes."""
+
+
+class Answer(NamedTuple):
+    """A run of the pilot and its row (``sweep_results.row_of``)."""
+
+    job: Job
+    row: dict[str, Any]
+
+
+class Piloting:
+    """A pilot while it is gone through."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        asked: PilotConfig,
+        path: Path,
+        secret: int,
+        observe: Observer,
+        data: Any = None,
+        model: nnx.Module | None = None,
+    ):
+        self.asked, self.path, self.observe = asked, path, observe
+        self.secret = secret if experiment.noise_seed is None else experiment.noise_seed
+        self.many = ManyRuns(data, model, self._tell)
+        self._begin = time.monotonic()
+        self.before = 0.0
+        """Seconds that earlier calls took."""
+        self._done = self._planned = 0
+        self._last: list[float] = []
+        observe(Event("reading data and model"))
+        self.experiment = quicker(experiment, self.many) if asked.quick else experiment
+        self.first = prepare(self.experiment, loader=self.many.loader)
+        self.deadline = deadline_worth_trying(self.first)
+        self.answers: list[Answer] = []
+
+    @property
+    def used(self) -> float:
+        """Seconds so far, of this call."""
+        return time.monotonic() - self._begin
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.asked.seconds - self.used
+
+    @property
+    def longest_run(self) -> float:
+        """Seconds of the longest of the last runs; 0 before the first."""
+        return max(self._last[-LATEST:], default=0.0)
+
+    def steps(self) -> Iterator[bool]:
+        """Goes through the questions; yields after each step whether all of it was asked.
+
+        Stops where the time is over.
+        """
+        going = course(self.experiment, self.asked.quick, self.deadline)
+        self._planned = longest(self.experiment, self.asked.quick, self.deadline)
+        jobs = next(going)
+        while True:
+            whole = self._ask(jobs)
+            yield whole
+            if not whole:
+                return
+            scores = {one.job: _score(one.row) for one in self.answers if one.job in jobs}
+            try:
+                jobs = going.send(scores)
+            except StopIteration:
+                return
+
+    def _ask(self, jobs: list[Job]) -> bool:
+        """Makes runs, as many at a time as there is time for; returns whether all were made."""
+        known = {(one.job.changes, one.job.repeat): one.row for one in self.answers}
+        todo = []
+        for job in jobs:  # what was asked before under another question is not made again
+            row = known.get((job.changes, job.repeat))
+            todo += [job] if row is None else []
+            self.answers += [] if row is None else [Answer(job, row)]
+        self._done += len(jobs) - len(todo)
+        while todo:
+            if self._last and self.left < self.longest_run:
+                return False
+            count = int(self.left / self.longest_run) if self._last else 1
+            now, todo = todo[: max(1, count)], todo[max(1, count) :]
+            begin = time.monotonic()
+            self._make(now)
+            self._last.append((time.monotonic() - begin) / len(now))
+        return True
+
+    def _make(self, jobs: list[Job]) -> None:
+        places = [self._folder(len(self.answers) + k, job) for k, job in enumerate(jobs)]
+        members, whys = [], dict.fromkeys(jobs, "")
+        made: list[Job] = []
+        for place, job in zip(places, jobs, strict=True):
+            try:
+                members.append(self._member(place, job))
+                made.append(job)
+            except InputError as error:
+                whys[job] = " ".join(str(error).split())
+        self._question = jobs[0].question
+        refused = self.many.advance(members, self.experiment.rounds)
+        whys |= {job: why or "" for job, why in zip(made, refused, strict=True)}
+        for place, job in zip(places, jobs, strict=True):
+            facts = {"folder": place, "seed": self.experiment.seed + job.repeat, **job.settings}
+            row = (
+                refused_row(facts, whys[job])
+                if whys[job]
+                else row_of(Run(RunFolder(self.path / place)), facts)
+            )
+            self.answers.append(Answer(job, row))
+
+    def _folder(self, number: int, job: Job) -> str:
+        return f"{RUNS}/{number:02d}-{job.question}"
+
+    def _member(self, place: str, job: Job) -> Member:
+        name = f"{self.experiment.name} {Path(place).name}"
+        settings = job.settings | {"seed": self.experiment.seed + job.repeat, "name": name}
+        number = int(Path(place).name.partition("-")[0])
+        secret = rng.noise_seed_of(self.secret, number, job.repeat)
+        return Member(self.experiment.replace(**settings), self.path / place, secret)
+
+    def _tell(self, ended: int, doing: str) -> None:
+        self._done += ended
+        left = max(0.0, self.left)
+        stage = doing or f"runs: {self._question}, at most {left / 60:.1f} min left"
+        self.observe(Event(stage, self._done, max(self._planned, self._done)))
+
+
+def _score(row: dict[str, Any]) -> float | None:
+    return row["validation_accuracy"] if row["status"] == "done" else None
+
+
+def quicker(experiment: Experiment, many: ManyRuns) -> Experiment:
+    """Leaves out what takes most time, where the experiment says nothing about it.
+
+    Adapters go into the upper third of the blocks, and of each site few held-out examples are scored.
+    """
+    fewer = min(experiment.max_validation, QUICK_VALIDATION)
+    most = QUICK_TEST if experiment.max_test is None else experiment.max_test
+    experiment = experiment.replace(max_validation=fewer, max_test=most)
+    if experiment.method.layers != "all":
+        return experiment
+    loaded = many.loader.model(experiment, many.loader.dataset(experiment).num_classes)
+    count = len(getattr(loaded.model, "layers", ()))
+    if count < 3:
+        return experiment
+    return experiment.replace(**{"method.layers": f"{count - count // 3}-{count - 1}"})
+
+
+def seconds_of_sites(run: Prepared) -> np.ndarray | None:
+    """Returns what a round takes at each site, in simulated seconds; None where nothing is known of them."""
+    presence = run.settings.presence
+    return None if presence is None else presence.seconds.max(0)
+
+
+def deadline_worth_trying(run: Prepared) -> float | None:
+    """Returns a deadline that all but the slowest site keep, and the slowest with fewer local steps.
+
+    None where there is one already, or nothing to gain.
+    """
+    seconds = seconds_of_sites(run)
+    if seconds is None or run.sites is None or len(seconds) < 2:
+        return None
+    if run.experiment.sites.deadline is not None:
+        return None
+    slowest, second = int(seconds.argmax()), float(np.sort(seconds)[-2])
+    sites = run.sites
+    step = float(sites.work[slowest]) * run.step_flops / (1e9 * float(sites.speed[slowest]))
+    with_one = float(seconds[slowest]) - (int(sites.local_steps[slowest]) - 1) * step
+    found = SLACK * max(second, with_one)
+    return found if found < WORTH * float(seconds[slowest]) else None

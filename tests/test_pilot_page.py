@@ -1,0 +1,147 @@
+"""The pilot's page says what was found, in two languages alike, and nothing that was not looked at."""
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+from ffalora_jax import pilot_page
+from ffalora_jax.config_pilot import LANGUAGES
+from ffalora_jax.pilot_page import advice, sentences
+from ffalora_jax.pilot_page.texts import Texts
+from tests.pilot_examples import barely_begun, example, interval, with_links
+
+HERE = Path(pilot_page.__file__).parent
+EXAMPLES = {"whole": example, "links": with_links, "begun": barely_begun}
+
+
+def fields(text) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(str(text)) if name}
+
+
+def written(found, tmp_path, language="en") -> str:
+    pilot_page.write_page(found, tmp_path / "pilot.html", language)
+    return (tmp_path / "pilot.html").read_text(encoding="utf-8")
+
+
+def test_every_language_has_the_same_texts_with_the_same_fields():
+    first, *others = (Texts(language).table for language in LANGUAGES)
+    for other in others:
+        assert other.keys() == first.keys()
+        for key in first:
+            assert fields(other[key]) == fields(first[key]), key
+            assert not isinstance(first[key], list) or len(other[key]) == len(first[key])
+
+
+def test_no_text_of_a_language_is_left_in_another():
+    english, japanese = Texts("en").table, Texts("ja").table
+    same = {key for key in english if english[key] == japanese[key]}
+    assert same <= {"ffa_lora", "number"}
+
+
+def test_every_text_is_used_somewhere():
+    code = "".join(file.read_text(encoding="utf-8") for file in HERE.glob("*.[ph][yt]*"))
+    built = ("things_", "unit_", "setting_", "language", "number")
+    decisions = ("roll_out promising not_shown train_alone no_learning high medium low").split()
+    methods = ("ffa_lora", "fedavg_lora", "local_only")
+    for key in Texts("en").table:
+        assert f'"{key}"' in code or key.startswith(built) or key in (*decisions, *methods), key
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_pages_render_without_a_gap(name, language, tmp_path):
+    page = written(EXAMPLES[name](), tmp_path, language)
+    assert f'<html lang="{language}">' in page
+    text = re.sub(r"<(style|svg).*?</\1>", "", page, flags=re.S)
+    assert not re.search(r"None|nan|inf\b|[{}]", text)
+
+
+@pytest.mark.parametrize(
+    "decision", ["roll_out", "promising", "not_shown", "train_alone", "no_learning"]
+)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_decision_has_an_answer_and_a_next_step_of_its_own(decision, language, tmp_path):
+    found = example()
+    found["recommendation"] |= {"decision": decision}
+    t = Texts(language)
+    answer = sentences.recommendation(found, t)["answer"]
+    assert answer == t(decision, method="FFA-LoRA")
+    assert answer in written(found, tmp_path, language)
+    assert advice.next_steps(found, t)
+
+
+def test_the_answer_gives_its_reason_in_the_figures_that_were_compared(tmp_path):
+    page = written(example(), tmp_path)
+    assert "79.0 % of unseen texts are right at epsilon 6; each site alone reaches 76.0 %" in page
+    assert "+3.0 points difference (95 % interval +2.0 to +4.0) over 5 repetitions" in page
+    assert "do not differ by more than chance does, so the cheaper one is taken" in page
+    assert "Certainty: high" in page
+
+
+def test_who_gains_and_who_loses_is_said_by_interval_not_by_mean(tmp_path):
+    found = example()
+    said = sentences.sites(found, Texts("en"))["said"]
+    assert said == ["Gain: movies.", "Lose: nyt.", "Not shown either way: amazon."]
+    found["sites"][0]["gain"] = interval(0.05)  # too few repetitions for an interval
+    assert "Gain: movies." not in sentences.sites(found, Texts("en"))["said"]
+
+
+def test_half_the_traffic_is_told_in_bytes_time_and_money_of_a_month(tmp_path):
+    found = example()
+    found["asked"]["price_per_gb"] = 1000.0
+    (said,) = sentences.traffic(found, Texts("en"))["said"]
+    saved = (2.68e6 - 1.355e6) * 3 * 4
+    assert f"{saved / 1e6:.1f} MB less a month" in said
+    assert f"{saved / 1e9 * 1000:.2f} USD less to pay" in said
+    seconds = 8 * (2.68e6 - 1.355e6) / 1e7 * 4
+    assert f"{seconds:.3g} s less waiting for messages on 10 Mbit/s" in said
+
+
+def test_without_a_price_nothing_is_said_of_money_but_how_to_give_one(tmp_path):
+    page = written(barely_begun(), tmp_path)
+    assert "USD" not in page
+    assert "--price-per-gb" in page
+
+
+def test_given_machines_and_links_replace_the_common_lines(tmp_path):
+    page = written(with_links(), tmp_path)
+    assert "on the given links" in page
+    assert "100 Mbit/s" not in page
+    assert "nyt: it needs 1.58 min for a round, the next slowest 3.5 s" in page.replace(
+        "Nyt", "nyt"
+    )
+    assert "a training takes 4.68 min in place of" in page
+
+
+def test_a_claim_that_the_audit_contradicts_is_not_whispered(tmp_path):
+    found = example()
+    found["audit"] |= {"holds": False, "lower_bound": 9.0}
+    assert "THE AUDIT CONTRADICTS THE CLAIM" in written(found, tmp_path)
+
+
+def test_what_was_left_out_stands_on_the_page(tmp_path):
+    page = written(barely_begun(), tmp_path)
+    assert "Quick look: adapters in the blocks 4-5 alone, 300 test examples a site" in page
+    assert "The time was over before all questions were asked" in page
+    assert "Client &#39;c&#39; has 1 training examples." in page
+    assert "No audit was made" in page
+    assert "nothing of it is for release" in page
+    assert "Training alone was not compared yet" in page
+
+
+def test_names_of_others_stay_text(tmp_path):
+    found = example(name="</title><script>alert(1)</script>")
+    found["about"]["data"] = "<img src=x onerror=alert(1)>"
+    found["sites"][0]["name"] = "<b>bold</b>$x$"
+    page = written(found, tmp_path)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;b&gt;bold&lt;/b&gt;$x$" in page
+
+
+def test_the_rules_stand_in_the_appendix(tmp_path):
+    page = written(example(), tmp_path)
+    for rule in Texts("en").table["rules"]:
+        assert rule.replace("'", "&#39;") in page
