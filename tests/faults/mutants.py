@@ -3,7 +3,7 @@
 Claim: of the mutants of each module in mutants.toml at least 90 % are killed by that module's tests, those
 left out that stand there because nothing can kill them; and every one that is not killed stands there.
 Run: python -m tests.faults.mutants [--only methods/rolora.py ...] [--every N] [--jobs 2] [--found FILE]
-     Time: hours on two cores. Needs cosmic-ray (extra `mutants`), whose operators make the mutants.
+     Time: one to two hours on two cores. Needs cosmic-ray (extra `mutants`), whose operators make them.
 
 One process imports what is the same for all; each mutant is a fork of it that runs the tests in a copy of the
 code. --found keeps what was found and goes on from there; --every 5 takes each fifth mutant.
