@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -30,6 +31,7 @@ import pytest  # noqa: E402
 
 from ffalora_jax import rng  # noqa: E402
 from tests.refusals import refused  # noqa: E402, F401
+from tests.simple_accountant import simple  # noqa: E402, F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["FFALORA_CACHE"], "xla"))
@@ -48,9 +50,9 @@ def key():
 def _let_go():
     """Frees prepared runs and compiled programs after each file: all of them take gigabytes."""
     yield
-    from tests.helpers import let_go
-
-    let_go()
+    helpers = sys.modules.get("tests.helpers")
+    if helpers is not None:
+        helpers.let_go()
     jax.clear_caches()
     gc.collect()
 

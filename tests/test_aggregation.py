@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ffalora_jax import registry
-from ffalora_jax.aggregation import mean_upload, weighted_sum
+from ffalora_jax.aggregation import Late, Sums, mean_upload, ring, weighted_sum, with_late
 
 
 def uploads(key, count=5):
@@ -52,9 +52,37 @@ def test_a_masked_client_contributes_nothing_even_if_broken(key, weights):
 def test_with_nobody_the_server_keeps_what_it_has(key):
     tree = uploads(key)
     fallback = jax.tree.map(lambda x: x[3], tree)
-    mean = mean_of(tree, jnp.zeros(5, bool), None, fallback)
+    with jax.debug_nans(True):  # nothing over nothing is not even computed
+        mean = mean_of(tree, jnp.zeros(5, bool), None, fallback)
     for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(fallback), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("weight", [None, 0.25, 1.0, 3.0])
+def test_the_mean_of_one_client_is_its_upload_whatever_it_weighs(key, weight):
+    tree = uploads(key)
+    weights = None if weight is None else jnp.full(5, weight)
+    mean = mean_of(tree, jnp.arange(5) == 2, weights, jax.tree.map(lambda x: x[0], tree))
+    for name, leaf in tree.items():
+        np.testing.assert_allclose(mean[name], leaf[2], rtol=1e-6)
+
+
+def test_late_uploads_count_as_what_they_moved_on_top_of_a_client_that_moved_nothing():
+    """By hand: 5 + 0.25 * 8 + 0.25 * 3 * 20 = 22 over a weight of 2 + 0.25 * 3."""
+    sums = Sums({"a": jnp.asarray([5.0, 0.0])}, jnp.float32(2.0))
+    moved = Sums({"a": jnp.asarray([8.0, -4.0])}, jnp.float32(3.0))
+    nothing = {"a": jnp.asarray([20.0, 4.0])}
+    found = with_late(sums, Late(moved, jnp.asarray([False, True])), nothing, 0.25)
+    assert found.weighted["a"].tolist() == [22.0, 2.0]
+    assert float(found.weight) == 2.75
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 200])
+def test_the_ring_is_one_round_in_the_order_of_the_places(key, count):
+    """Else a client could have itself as its partner, and its mask would take itself away."""
+    is_real = jax.random.bernoulli(key, 0.6, (count,)).at[count // 2].set(True)
+    there = np.flatnonzero(np.asarray(is_real))
+    assert np.asarray(ring(is_real))[there].tolist() == np.roll(there, -1).tolist()
 
 
 @pytest.mark.parametrize("name", registry.available("methods"))

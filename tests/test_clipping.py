@@ -159,3 +159,37 @@ def test_blocks_give_the_sum_of_the_whole_draw(key, size, widths, num_real):
     np.testing.assert_allclose(whole["w"], parts["w"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(np.array(facts), np.array(more), rtol=1e-5, atol=1e-6)
     assert float(more.num_real) == num_real
+
+
+def block_facts(blocks, num_real=5):
+    """A sum of the widths that the examples were computed at, and the program."""
+    lengths = (2, 5, 1, 8, 2, 8, 8)
+    data = client_data({"x": np.zeros((7, 8))}, np.zeros(7), lengths, [np.arange(7)])
+
+    def loss(trained, example):
+        return trained["w"] * example.inputs["x"].shape[0]
+
+    def summed(rows):
+        batch = Batch(rows, jnp.arange(5) < num_real)
+        trained = {"w": jnp.ones(())}
+        return clipped_sum_in_blocks(loss, trained, data, batch, jnp.inf, blocks, 1)[0]["w"]
+
+    return float(summed(jnp.arange(5))), str(jax.make_jaxpr(summed)(jnp.arange(5)))
+
+
+def test_each_block_is_as_wide_as_the_narrowest_width_that_holds_its_longest_example():
+    assert block_facts(Blocks(1, (2, 5, 8)))[0] == 2 + 5 + 2 + 8 + 2
+    assert block_facts(Blocks(2, (2, 5, 8)))[0] == (8 + 8) + (2 + 2) + 2
+    assert block_facts(Blocks(5, (2, 5, 8)))[0] == 5 * 8
+    assert block_facts(Blocks(5, (2, 5, 8)), num_real=2)[0] == 5 + 5
+    assert block_facts(Blocks(2, (8,)))[0] == 5 * 8
+
+
+def test_no_more_than_a_block_is_computed_at_once_and_one_block_needs_no_loop():
+    _, program = block_facts(Blocks(2, (2, 8)))
+    assert "while" in program
+    assert "f32[2,8]" in program
+    assert "f32[5,8]" not in program
+    _, program = block_facts(Blocks(5, (2, 8)))
+    assert "f32[5,8]" in program
+    assert "while" not in program

@@ -13,6 +13,8 @@ from ffalora_jax.cohort import (
     RoundSettings,
     client_data,
     cohort_capacity,
+    draw_batch,
+    draw_cohort,
     draw_cohort_of,
     draw_local_batches,
     take,
@@ -125,6 +127,31 @@ def test_a_secret_cohort_has_each_client_with_its_probability():
     assert np.mean(counts) == pytest.approx(10, abs=0.7)
 
 
+def test_who_is_there_with_probability_zero_is_never_there(monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.zeros(shape))
+    chance = np.asarray([[0.0, 1e-6, 0.0, 1.0, 0.0, 0.5]])
+    who = settings(presence=presence((0.0,) * 6, available=chance))
+    assert there(draw_cohort_of(who, keys(), jnp.int32(0))) == [1, 3, 5]
+
+
+def test_of_the_numbers_that_a_client_may_draw_its_probabilitys_share_lets_it_in(monkeypatch):
+    """Numbers 0, 1/8, ... 7/8 at a probability of 3/8: three of the eight, not the one at the bound."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.arange(8) / 8)
+    assert there(draw_cohort(keys().public, 8, 3, "poisson", 8)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 2**31, 2**32 - 1])
+def test_as_many_words_as_the_limit_says_let_an_example_in(monkeypatch, limit):
+    """Never one more: the accountant was told limit / 2^32."""
+    words = np.asarray([0, 1, 4, 5, 6, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.asarray(words))
+    members = jnp.arange(9)
+    batch = draw_batch(keys().secret, members, jnp.int32(9), jnp.uint32(limit), 9)
+    assert np.asarray(batch.rows)[np.asarray(batch.is_real)].tolist() == [
+        place for place, word in enumerate(words.tolist()) if word < limit
+    ]
+
+
 def examples(count=12, width=5):
     ids = np.arange(count * width).reshape(count, width)
     inputs = {"ids": ids, "flag": np.arange(count)}
@@ -156,7 +183,11 @@ def test_a_text_without_tokens_counts_as_one_and_no_other_changes():
     assert data.lengths.tolist() == [1, 1, 4]
 
 
-def test_after_its_own_steps_a_client_draws_nothing():
+@pytest.mark.parametrize("lowest", [False, True])
+def test_after_its_own_steps_a_client_draws_nothing_whatever_its_words_are(monkeypatch, lowest):
+    if lowest:
+        words = lambda key, shape, dtype: jnp.zeros(shape, dtype)  # noqa: E731
+        monkeypatch.setattr(jax.random, "bits", words)
     batch = draw_local_batches(
         rng.secret_root(0), jnp.int32(0), 0, examples(), 0, ALL, 4, 12, own_steps=jnp.int32(2)
     )

@@ -12,7 +12,7 @@ from ffalora_jax import accounting, registry, rng
 from ffalora_jax.config import Experiment, PrivacyConfig
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms import Schedule
-from ffalora_jax.mechanisms._noise import add_noise
+from ffalora_jax.mechanisms._noise import add_noise, affordable_rounds
 from tests.helpers import NOISE_SEED, prepared, run_rounds
 
 CLIP_NORM, NOISE_MULTIPLIER, EXPECTED = 0.7, 1.3, 8
@@ -129,6 +129,28 @@ def test_a_budget_beside_given_noise_ends_the_run_in_time():
     last = plan.rounds_within_budget
     assert 0 < last < 40
     assert plan.spent(0, last) <= 1.0 < plan.spent(0, last + 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "rounds"),
+    [(None, 7), (5.9, 0), (6.0, 1), (17.0, 2), (18.0, 3), (42.0, 7), (99.0, 7)],
+)
+def test_the_rounds_within_a_budget_are_all_that_spend_no_more_and_none_of_another_run(
+    monkeypatch, budget, rounds
+):
+    """At an epsilon of one a step: six steps a round, of seven rounds."""
+    asked = []
+
+    def epsilon_of(draw, noise_multiplier, sums, delta):
+        asked.append((draw, noise_multiplier, delta))
+        return float(sum(count for _, count in sums))
+
+    monkeypatch.setattr(accounting, "epsilon_of", epsilon_of)
+    draw = accounting.sampling(300, 16)
+    settings = PrivacyConfig(noise_multiplier=1.5, epsilon=budget, delta=1e-6)
+    found = affordable_rounds(draw, 1.5, Schedule(7, 3, 16), 6, settings)
+    assert found == rounds
+    assert set(asked) <= {(draw, 1.5, 1e-6)}
 
 
 def test_many_sizes_take_the_smallest_clients_noise():

@@ -39,6 +39,14 @@ def test_fresh_noise_seeds_do_not_repeat_and_have_64_bits(monkeypatch):
     assert rng.fresh_noise_seed() == 64
 
 
+def test_the_noise_seed_of_a_trial_has_both_words_of_its_own_draw():
+    seeds = {rng.noise_seed_of(9, trial, repeat) for trial in range(4) for repeat in range(3)}
+    assert len(seeds) == 12
+    key = rng.stream(rng.secret_root(9), rng.Purpose.TRIAL_NOISE, 3, 1)
+    high, low = np.asarray(jax.random.bits(key, (2,), "uint32")).tolist()
+    assert rng.noise_seed_of(9, 3, 1) == high * 2**32 + low
+
+
 def test_every_published_result_begins_with_these_keys():
     public, secret = rng.public_root(7), rng.secret_root(7)
     stream = rng.stream(public, rng.Purpose.NOISE, 1, 2, 3)

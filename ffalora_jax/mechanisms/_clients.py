@@ -97,7 +97,7 @@ def client_plan(experiment: Experiment) -> Callable[..., Plan]:
             return accounting.epsilon_of(draw, sigma, schedule.sums(rounds, 1), settings.delta)
 
         affordable = schedule.rounds
-        if settings.budget is not None and not calibrated:
+        if not calibrated:
             affordable = affordable_rounds(draw, sigma, schedule, 1, settings)
         event = accounting.event_of(draw, sigma)
         return Plan(

@@ -83,7 +83,7 @@ def example_plan(
             return accounting.epsilon_of(kind.draw, multipliers[client], sums, settings.delta)
 
         affordable = schedule.rounds
-        if settings.budget is not None and not calibrated:
+        if not calibrated:
             affordable = min(
                 affordable_rounds(kind.draw, sigma, schedule, kind.steps, settings)
                 for kind, sigma in {(priced[k], s) for k, s in zip(kinds, multipliers, strict=True)}
