@@ -10,6 +10,7 @@ from ffalora_jax import registry, rng
 from ffalora_jax.aggregation import masked, ring, weighted_sum
 from ffalora_jax.cohort import Cohort
 from ffalora_jax.errors import InputError
+from ffalora_jax.mechanisms.dp_sgd_secagg import grid_of
 from ffalora_jax.prepare import prepare
 from ffalora_jax.rng import Keys
 from tests.helpers import compiled, keys, prepared
@@ -171,3 +172,14 @@ def test_norms_of_single_uploads_are_marked_as_not_private(tmp_path):
 def test_what_breaks_the_guarantee_is_refused(changes, words):
     with pytest.raises(InputError, match=words):
         prepare(secagg().experiment.replace(**changes))
+
+
+@pytest.mark.parametrize("clients", [1, 512, 1024, 5000, 2**20])
+@pytest.mark.parametrize("capacity", [2, 66, 5000])
+def test_sums_of_all_clients_leave_half_of_a_word_to_the_noise(clients, capacity):
+    grid = grid_of(0.7, capacity, clients)
+    largest = capacity * 0.7 / grid  # grid steps of a client all of whose examples pull one way
+    assert clients * largest <= 2**30
+    assert largest <= 2**21
+    finer = capacity * 0.7 / (grid / 2)
+    assert clients * finer > 2**30 or finer > 2**21

@@ -25,6 +25,8 @@ from ffalora_jax.mechanisms._noise import add_noise
 
 LARGEST_SUM = 2**21
 """Grid steps that a client's clipped sum may take: float32 still tells them apart in updated weights."""
+LARGEST_TOTAL = 2**30
+"""Grid steps of all clients' sums together: the noise has as much room again before 32 bits wrap around."""
 
 
 def build(experiment: Experiment) -> Mechanism:
@@ -37,7 +39,7 @@ def build(experiment: Experiment) -> Mechanism:
     capacity = settings.capacity or accounting.default_capacity(expected)
     clients = experiment.cohort_size or 1
     _check(experiment)
-    grid = settings.clip_norm / 2 ** math.floor(math.log2(LARGEST_SUM / capacity))
+    grid = grid_of(settings.clip_norm, capacity, clients)
     unit = experiment.optimizer.learning_rate * grid / expected
     share = 1 / math.sqrt(settings.honest_share * clients)
 
@@ -78,6 +80,12 @@ def build(experiment: Experiment) -> Mechanism:
 
 def _as_words(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf.astype(jnp.int32), jnp.uint32)
+
+
+def grid_of(clip_norm: float, capacity: int, clients: int) -> float:
+    """Returns the step of the grid: clip_norm / 2^k, as fine as words of 32 bits allow for so many clients."""
+    largest = min(LARGEST_SUM, LARGEST_TOTAL / clients)
+    return clip_norm / 2 ** math.floor(math.log2(largest / capacity))
 
 
 def _check(experiment: Experiment) -> None:
