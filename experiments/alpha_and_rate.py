@@ -3,12 +3,12 @@ r"""Alpha and the learning rate: one number for FFA-LoRA, two for LoRA.
 A layer adds s x A B, s = alpha / rank. With A frozen, multiplying s by c, dividing the rate by c^2 and
 multiplying the clip norm by c turns B into B / c and leaves s A B as it was: gradients of B grow c times,
 so does the noise, and steps shrink c^2 times. With both factors trained, A moves c^2 times less than it
-did, so that LoRA's path tends to FFA-LoRA's as c grows (theorem 1). Measured is the largest entry of the
+did, so that LoRA's path tends to FFA-LoRA's as c grows (Sun et al.). Measured is the largest entry of the
 difference of s A B after all rounds, relative to the largest entry, under the same draws and noise, on a
 toy in float32 (LoRA's limit without privacy: with it, the noise on B is not one draw in both). The rule
 ends with: Adam, a clip norm that stays, a head that is trained at the same rate.
 
-Claim (Sun et al., theorem 1): FFA-LoRA has no alpha to tune, and LoRA tends to FFA-LoRA as alpha grows with
+Claim (Sun et al., on alpha): FFA-LoRA has no alpha to tune, and LoRA tends to FFA-LoRA as alpha grows with
     the rate scaled down to match.
 Run: python -m experiments.alpha_and_rate        Time: 4 minutes on two cores; full: the same with 20 seeds,
     20 minutes
