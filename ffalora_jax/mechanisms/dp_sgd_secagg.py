@@ -83,7 +83,7 @@ def _as_words(leaf: jax.Array) -> jax.Array:
 
 
 def grid_of(clip_norm: float, capacity: int, clients: int) -> float:
-    """Returns the step of the grid: clip_norm / 2^k, as fine as words of 32 bits allow for so many clients."""
+    """Returns the step of the grid: clip_norm / 2^k, as fine as 32 bits allow for so many clients."""
     largest = min(LARGEST_SUM, LARGEST_TOTAL / clients)
     return clip_norm / 2 ** math.floor(math.log2(largest / capacity))
 
