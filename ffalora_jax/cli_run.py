@@ -41,7 +41,7 @@ def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
         return cli_pilot.resume(arguments[0], arguments[1:], use_jax)
     parser = parser_of(
         "resume",
-        "Go on with a run, to the same bits as if it had not stopped. A pilot goes on for its --minutes again "
+        "Go on with a run, to the same bits as if it had not stopped. A pilot goes on for its minutes again "
         "and takes the flags of `ffalora pilot`: --minutes, --language, --price-per-gb and so on.",
     )
     parser.add_argument("run", help="folder of the run, or of a search or a pilot")
