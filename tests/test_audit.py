@@ -25,6 +25,7 @@ def judged(run, seed=3):
     return cases.judged(run, noise_seed=seed)
 
 
+@pytest.mark.thorough
 def test_with_its_noise_dp_sgd_stays_below_its_claim_and_is_not_nothing(examples):
     found = judged(examples)
     assert found.canaries == 1000

@@ -29,6 +29,8 @@ NOT_RUN = {
     "ja/pilot.md": ["takes minutes"],
 }
 """Blocks that no test runs, by page, with how their reasons begin; their commands and options are checked."""
+LONG = {"howto/privacy_choices.md", "howto/own_model.md", "howto/cluster.md", "scaling.md"}
+"""Half a minute each: run by `make test-all`."""
 FOLLOWED = [
     page
     for page in PAGES
@@ -68,7 +70,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("page", FOLLOWED)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow if p in LONG else []) for p in FOLLOWED]
+)
 def test_every_block_of_a_page_runs_and_prints_what_is_shown(page, folder):
     done = subprocess.run(
         [sys.executable, "-m", "tests.docs_pages", str(DOCS / page)],

@@ -35,6 +35,7 @@ def test_devices_do_not_change_the_numbers_with_clipping_active(found, case):
         assert facts["difference"] < 1e-6, way
 
 
+@pytest.mark.thorough
 def test_a_round_has_one_reduction_and_no_other_traffic_between_devices(found):
     for name, case in found["cases"].items():
         for way, facts in case["ways"].items():
@@ -49,11 +50,13 @@ def test_a_round_has_one_reduction_and_no_other_traffic_between_devices(found):
                 assert facts["others"] == 0, (name, way)
 
 
+@pytest.mark.thorough
 def test_each_device_s_gradient_is_clipped_before_any_are_added(found):
     assert found["clipped"]["ours"] < 1e-6
     assert found["clipped"]["default"] > 0.1  # the mistake that the helper keeps out
 
 
+@pytest.mark.thorough
 def test_evaluation_over_devices_gives_the_same_logits(found):
     assert found["evaluation"] < 1e-5
 

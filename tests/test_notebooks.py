@@ -19,6 +19,8 @@ from tests import notebook_files
 NAMES = notebook_files.names()
 MOST_BYTES = 150_000
 WANTED = {"bring_your_own", "heterogeneity", "pilot", "privacy", "quickstart", "rank_and_alpha"}
+QUICK = {"quickstart", "pilot"}
+"""A minute each at most; the others are run by `make test-all`."""
 PATHS = re.compile(r"(?<![\w.])/(?:tmp|home|root|work|usr|opt|Users|content|var)/|[A-Z]:\\\\")
 
 
@@ -111,7 +113,9 @@ def test_a_path_of_a_machine_is_found(text):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in NAMES]
+)
 def test_a_notebook_runs(name, tmp_path):
     """In a folder of its own, from a clean kernel; the kept outputs are of the kinds of the fresh ones."""
     kept = notebook_files.read(name)
