@@ -22,27 +22,33 @@ def main() -> None:
         die_in(seconds)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import ffalora_jax as ffa
-    from ffalora_jax import cli, engine, loop, run_folder
-    from ffalora_jax.checkpoint import Checkpoints
+    from ffalora_jax import cli
     from ffalora_jax.mesh import make_cpu_devices
     from tests.tiny_runs import tiny
 
     cli.use_jax()
     make_cpu_devices(changes.get("mesh", "auto"))
-    places = {
-        "round": (engine.Engine, "__call__"),
-        "save": (Checkpoints, "save"),
-        "metrics": (run_folder.RunFolder, "append_metrics"),
-        "evaluation": (loop, "test"),
-        "adapter": (loop, "save_adapter"),
-        "report": (loop, "write_report"),
-    }
-    if stage in places:
-        arm(*places[stage], seconds)
+    if stage in places():
+        arm(*places()[stage], seconds)
     if path.exists():
         ffa.resume(path, observe=say)
     else:
         ffa.simulate(tiny(**changes), out=path, observe=say)
+
+
+def places() -> dict[str, tuple]:
+    """Returns where each stage begins: what holds the function, and its name."""
+    from ffalora_jax import engine, held_out, loop, record, run_folder
+    from ffalora_jax.checkpoint import Checkpoints
+
+    return {
+        "round": (engine.Engine, "__call__"),
+        "save": (Checkpoints, "save"),
+        "metrics": (run_folder.RunFolder, "append_metrics"),
+        "evaluation": (held_out, "test"),
+        "adapter": (record, "save_adapter"),
+        "report": (loop, "write_report"),
+    }
 
 
 def arm(owner, name: str, seconds: float) -> None:

@@ -1,0 +1,11 @@
+"""The programs that break runs on purpose still know where a run is broken."""
+
+import pytest
+
+from tests.faults import child
+
+
+@pytest.mark.parametrize("stage", child.places())
+def test_each_stage_of_a_run_is_where_the_kills_look_for_it(stage):
+    owner, name = child.places()[stage]
+    assert callable(getattr(owner, name))
