@@ -161,6 +161,17 @@ class Run:
                 "(and the same method.start)."
             )
         model = inject(settings, loaded)
+        there = {
+            (layer, leaf) for part in (shared, personal) for layer in part for leaf in part[layer]
+        }
+        missing = [
+            f"{layer}.{leaf}"
+            for layer in model.adapted
+            for leaf in model.shapes[layer]
+            if (layer, leaf) not in there
+        ]
+        if missing:
+            raise KeyError(f"no leaf {missing[0]!r}")
         state = RoundState(shared, personal, jnp.int32(0))
         return Ready(
             model,

@@ -18,7 +18,7 @@ from ffalora_jax.pilot_course import (
     settings_of,
 )
 from ffalora_jax.pilot_rules import Option
-from ffalora_jax.piloting import Piloting, seconds_of_sites
+from ffalora_jax.piloting import Piloting, seconds_of_sites, validated
 from ffalora_jax.report.times import RATES
 from ffalora_jax.report.words import num_clients
 from ffalora_jax.run_folder import RunFolder
@@ -55,7 +55,7 @@ class Facts:
     def rate(self, method: str) -> float:
         """Returns the learning rate of the best score on the validation part, as the course takes it."""
         tried = [
-            (answer.job.settings[RATE], _score(answer.row))
+            (answer.job.settings[RATE], validated(answer.row))
             for answer in self.pilot.answers
             if answer.job.question in ("methods", "rate")
             and answer.job.settings["method.name"] == method
@@ -117,7 +117,7 @@ class Facts:
             if answer.job.question != "privacy":
                 continue
             if OPEN in answer.job.changes:
-                open_ += [(named[RATE], _score(answer.row))] if answer.job.repeat == 0 else []
+                open_ += [(named[RATE], validated(answer.row))] if answer.job.repeat == 0 else []
             else:
                 tried[named["privacy.epsilon"]] = named
         if open_:
@@ -202,11 +202,11 @@ class Facts:
         Each run is held against the main method's of its own repetition: the same split, A and held-out part.
         """
         changes = tuple(sorted(self.main.items()))
-        base = {r: _score(row) for (known, r), row in self.rows.items() if known == changes}
+        base = {r: validated(row) for (known, r), row in self.rows.items() if known == changes}
         bars: dict[str, list[dict[str, Any]]] = {}
         for job, row in ((a.job, a.row) for a in self.pilot.answers):
             moved, start = _moved(job, self.main), base.get(job.repeat)
-            score = _score(row)
+            score = validated(row)
             if start is None or score is None or job.question not in SENSITIVE:
                 continue
             if moved:
@@ -242,10 +242,6 @@ class Facts:
             "private": len(private),
             "open": sum(r["unit"] is None for r in runs),
         }
-
-
-def _score(row: Mapping[str, Any]) -> float | None:
-    return row["validation_accuracy"] if row["status"] == "done" else None
 
 
 def _moved(job: Job, main: Mapping[str, Any]) -> tuple[str, Any] | None:

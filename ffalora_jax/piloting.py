@@ -94,7 +94,7 @@ class Piloting:
         jobs = next(going)
         while self._ask(jobs):
             yield
-            scores = {one.job: _score(one.row) for one in self.answers if one.job in jobs}
+            scores = {one.job: validated(one.row) for one in self.answers if one.job in jobs}
             try:
                 jobs = going.send(scores)
             except StopIteration:
@@ -111,26 +111,28 @@ class Piloting:
             self.answers += [] if row is None else [Answer(job, row)]
         self._done += len(jobs) - len(todo)
         while todo:
-            if self._last and self.left < self.longest_run and not self._has(todo[0]):
+            if self._last and self.left < self.longest_run and not self._is_ahead():
                 return False
-            count = int(self.left / self.longest_run) if self._last else 1
+            count = int(self.left / self.longest_run) if self.longest_run else 1
             count = max(1, min(count, MOST_AT_ONCE))
             now, todo = todo[:count], todo[count:]
             self._make(now)
         return True
 
-    def _has(self, job: Job) -> bool:
-        """Whether the next run was made by an earlier call."""
-        return (self.path / self._folder(len(self.answers), job) / "adapter").is_dir()
+    def _is_ahead(self) -> bool:
+        """Whether an earlier call came further than this one has."""
+        made = (int(p.parent.name.partition("-")[0]) for p in self.path.glob(f"{RUNS}/*/adapter"))
+        return max(made, default=-1) >= len(self.answers)
 
     def _make(self, jobs: list[Job]) -> None:
         """Makes runs that differ in their settings; those that cannot be made get a row that says why."""
-        places = [self._folder(len(self.answers) + k, job) for k, job in enumerate(jobs)]
+        first = len(self.answers)
+        places = [f"{RUNS}/{first + k:02d}-{job.question}" for k, job in enumerate(jobs)]
         todo = [place for place in places if not (self.path / place / "adapter").is_dir()]
         whys, members = dict.fromkeys(places, ""), {}
-        for place, job in zip(places, jobs, strict=True):
+        for number, (place, job) in enumerate(zip(places, jobs, strict=True), first):
             try:
-                members[place] = self._member(place, job)
+                members[place] = self._member(number, place, job)
             except InputError as error:
                 whys[place] = " ".join(str(error).split())
         self._question, begin = jobs[0].question, time.monotonic()
@@ -150,13 +152,9 @@ class Piloting:
             return refused_row(facts, why)
         return row_of(Run(RunFolder(self.path / place)), facts)
 
-    def _folder(self, number: int, job: Job) -> str:
-        return f"{RUNS}/{number:02d}-{job.question}"
-
-    def _member(self, place: str, job: Job) -> Member:
+    def _member(self, number: int, place: str, job: Job) -> Member:
         name = f"{self.experiment.name} {Path(place).name}"
         settings = job.settings | {"seed": self.experiment.seed + job.repeat, "name": name}
-        number = int(Path(place).name.partition("-")[0])
         secret = rng.noise_seed_of(self.secret, number, job.repeat)
         return Member(self.experiment.replace(**settings), self.path / place, secret)
 
@@ -167,7 +165,8 @@ class Piloting:
         self.observe(Event(stage, self._done, max(self._planned, self._done)))
 
 
-def _score(row: dict[str, Any]) -> float | None:
+def validated(row: dict[str, Any]) -> float | None:
+    """Returns a run's accuracy on the validation part; None of one that failed or was not made."""
     return row["validation_accuracy"] if row["status"] == "done" else None
 
 

@@ -239,6 +239,10 @@ def test_files_of_a_run_that_are_not_theirs_are_refused(whole, tmp_path):
     (run / "adapter" / "run.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match="do not belong together"):
         ffa.load_run(run).predict(["a fine film"])
+    written = (whole.path / "adapter" / "run.json").read_text()
+    (run / "adapter" / "run.json").write_text(written.replace("layers.1", "layers.l"))
+    with pytest.raises(InputError, match=r"no leaf 'layers\.1"):
+        ffa.load_run(run).predict(["a fine film"])
     (run / "privacy.json").write_text("[" * 20_000)
     with pytest.raises(InputError, match=r"privacy\.json is not a JSON object"):
         ffa.load_run(run).privacy  # noqa: B018

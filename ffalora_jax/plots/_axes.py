@@ -1,6 +1,5 @@
 """What all pictures share: axes, colours, names of runs, and what may be given to be drawn."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ffalora_jax.errors import InputError
+from ffalora_jax.experiment_file import flat_settings
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.report import figures, words
 from ffalora_jax.sweeps import Sweep
@@ -100,7 +100,7 @@ def names_of(runs: Sequence[Run], labels: Sequence[str] | None = None) -> list[s
 
 def _by_difference(runs: Sequence[Run]) -> list[str]:
     """Names runs by the settings in which they differ, or by their folders."""
-    every = [_flat(dataclasses.asdict(run.experiment)) for run in runs]
+    every = [flat_settings(run.experiment) for run in runs]
     unlike = [
         name
         for name in every[0]
@@ -108,15 +108,6 @@ def _by_difference(runs: Sequence[Run]) -> list[str]:
     ]
     named = [", ".join(f"{short(name)} {value(one[name])}" for name in unlike) for one in every]
     return named if len(set(named)) == len(runs) else [run.path.name for run in runs]
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, one in table.items():
-        # Patterns are settings whose value is a table: they have no table inside.
-        inner = isinstance(one, dict) and not prefix
-        found |= _flat(one, f"{name}.") if inner else {prefix + name: one}
-    return found
 
 
 def short(name: str) -> str:

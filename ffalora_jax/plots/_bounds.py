@@ -9,6 +9,7 @@ from ffalora_jax import registry, schedules
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
 from ffalora_jax.plots import _axes
+from ffalora_jax.report import figures
 from ffalora_jax.sweeps import Sweep
 
 PLAIN = ("dp_sgd", "dp_fedavg")
@@ -34,7 +35,7 @@ def clipping(
         _check_told(run)
     ax = _axes.axes_of(ax)
     for index, (run, name) in enumerate(zip(found, names, strict=True)):
-        shares = [_gap(line["clipped_share"]) for line in run.metrics]
+        shares = [figures.drawn(line["clipped_share"]) for line in run.metrics]
         ax.plot(_rounds(run), shares, label=name, **_axes.style(index))
     what = {"example": "examples", "client": "sites"}.get(found[0].privacy["unit"], "examples")
     _axes.by_round(ax)
@@ -63,7 +64,10 @@ def norms(run: Run, ax: Axes | None = None) -> Axes:
     _check_told(run)
     ax = _axes.axes_of(ax)
     rounds, whole = _rounds(run), run.privacy["unit"] == "client"
-    given = [_mean_update(line) if whole else _gap(line["gradient_norm"]) for line in run.metrics]
+    given = [
+        _mean_update(line) if whole else figures.drawn(line["gradient_norm"])
+        for line in run.metrics
+    ]
     what = "a site's update" if whole else "an example's gradient"
     ax.plot(rounds, given, label=f"{what}, mean", **_axes.style(0))
     if run.privacy["unit"] is not None:
@@ -84,13 +88,8 @@ def _rounds(run: Run) -> list[int]:
     return [line["round_index"] + 1 for line in run.metrics]
 
 
-def _gap(found: float | None) -> float:
-    """A gap where a figure is not finite, or nothing was drawn."""
-    return float("nan") if found is None else found
-
-
 def _mean_update(line: dict) -> float:
-    return float(np.mean([_gap(norm) for norm in line["client_update_norms"]] or [np.nan]))
+    return float(np.mean([figures.drawn(norm) for norm in line["client_update_norms"]] or [np.nan]))
 
 
 def _check_told(run: Run) -> None:

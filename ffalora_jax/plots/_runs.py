@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
@@ -180,30 +179,11 @@ def classes(run: Run, ax: Axes | None = None) -> Axes:
         InputError: as ``accuracy``, or examples without classes.
     """
     (run,) = _axes.runs_of(run)
-    table = run.folder.read_json("partition.json")
-    shown = table["clients"][: figures.MOST_BARS]
     if run.kind == "instructions":
         raise InputError(
             f"The run in {run.path} learns responses, expected one with classes to count."
         )
     ax = _axes.axes_of(ax)
-    counts = np.array([site["examples_per_class"] for site in shown])
-    left = np.zeros(len(shown))
-    for index, label in enumerate(table["class_names"]):
-        ax.barh(
-            np.arange(len(shown)),
-            counts[:, index],
-            left=left,
-            height=0.7,
-            color=_axes.color(index),
-            label=figures.literal(label),
-        )
-        left += counts[:, index]
-    if len(shown) <= 25:
-        ax.set_yticks(np.arange(len(shown)), [figures.literal(site["name"]) for site in shown])
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.set_xlabel("examples (training, validation and test)")
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    figures.class_bars(ax, run, _axes.color)
     _axes.legend(ax, 4)
     return ax

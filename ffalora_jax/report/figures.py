@@ -131,10 +131,10 @@ def _bytes(axes: Axes, run: Run) -> None:
 
 def _norms(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    moved = [_drawn(line["update_norm"]) for line in run.metrics]
+    moved = [drawn(line["update_norm"]) for line in run.metrics]
     axes.plot(rounds, moved, color=color(0), label="mean update")
     mean = [
-        np.mean([_drawn(norm) for norm in line["client_update_norms"]] or [0])
+        np.mean([drawn(norm) for norm in line["client_update_norms"]] or [0])
         for line in run.metrics
     ]
     axes.plot(rounds, mean, color=color(1), linestyle="--", label="one site's update, on average")
@@ -145,31 +145,35 @@ def _norms(axes: Axes, run: Run) -> None:
 
 def _clipped(axes: Axes, run: Run) -> None:
     rounds = [line["round_index"] + 1 for line in run.metrics]
-    axes.plot(rounds, [_drawn(line["clipped_share"]) for line in run.metrics], color=color(0))
+    axes.plot(rounds, [drawn(line["clipped_share"]) for line in run.metrics], color=color(0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("share of examples clipped")
 
 
 def _partition(axes: Axes, run: Run) -> None:
+    class_bars(axes, run, color)
+    if len(run.folder.read_json("partition.json")["class_names"]) <= 8:
+        _legend_below(axes, 4)
+
+
+def class_bars(axes: Axes, run: Run, color_of: Callable[[int], str]) -> None:
+    """Draws how many examples of each class each site has, of the first of many sites."""
     table = run.folder.read_json("partition.json")
     shown = table["clients"][:MOST_BARS]
     counts = np.array([site["examples_per_class"] for site in shown])
-    names = [site["name"] for site in shown]
-    place = np.arange(len(names))
-    left = np.zeros(len(names))
+    place, left = np.arange(len(shown)), np.zeros(len(shown))
     for index, label in enumerate(table["class_names"]):
-        axes.barh(place, counts[:, index], left=left, height=0.7, color=color(index), label=label)
-        left += counts[:, index]
-    if len(names) <= 25:
-        axes.set_yticks(place, [literal(name) for name in names])
+        part, name = counts[:, index], literal(label)
+        axes.barh(place, part, left=left, height=0.7, color=color_of(index), label=name)
+        left += part
+    if len(shown) <= 25:
+        axes.set_yticks(place, [literal(site["name"]) for site in shown])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     some = "" if len(shown) == len(table["clients"]) else f" of the first {MOST_BARS} sites"
     axes.set_xlabel(f"examples{some} (training, validation and test)")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if len(table["class_names"]) <= 8:
-        _legend_below(axes, 4)
 
 
 def drawing(draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 3.3)) -> str:
@@ -196,8 +200,8 @@ def drawing(draw: Callable[[Axes], None], size: tuple[float, float] = (5.2, 3.3)
     )
 
 
-def _drawn(value: float | None) -> float:
-    """A gap where a figure was not finite."""
+def drawn(value: float | None) -> float:
+    """Returns the value, or a gap where a figure was not finite."""
     return float("nan") if value is None else value
 
 
