@@ -21,6 +21,7 @@ from ffalora_jax.respond import make_responder
 from ffalora_jax.round import RoundState
 from ffalora_jax.run_folder import RunFolder
 from ffalora_jax.tasks import classification
+from ffalora_jax.types import Adapters
 
 
 class Prediction(NamedTuple):
@@ -161,17 +162,7 @@ class Run:
                 "(and the same method.start)."
             )
         model = inject(settings, loaded)
-        there = {
-            (layer, leaf) for part in (shared, personal) for layer in part for leaf in part[layer]
-        }
-        missing = [
-            f"{layer}.{leaf}"
-            for layer in model.adapted
-            for leaf in model.shapes[layer]
-            if (layer, leaf) not in there
-        ]
-        if missing:
-            raise KeyError(f"no leaf {missing[0]!r}")
+        _check_all_there(model, shared, personal)
         state = RoundState(shared, personal, jnp.int32(0))
         return Ready(
             model,
@@ -182,6 +173,20 @@ class Run:
             tuple(class_names),
             names,
         )
+
+
+def _check_all_there(model: lora.LoraModel, shared: Adapters, personal: Adapters) -> None:
+    """Raises KeyError where a leaf that the model reads is in no file, or the head is of other classes."""
+    wanted = {layer: model.shapes[layer] for layer in model.adapted} | model.head
+    for layer, leaves in wanted.items():
+        there = personal.get(layer, {}) | shared.get(layer, {})
+        for leaf in leaves:
+            if leaf not in there:
+                raise KeyError(f"no leaf '{layer}.{leaf}'")
+    for leaf, begin in model.head.get("head", {}).items():
+        found = (personal.get("head", {}) | shared.get("head", {}))[leaf].shape
+        if found[-1] != begin.shape[-1]:
+            raise KeyError(f"a head of {found[-1]} classes for {begin.shape[-1]} names")
 
 
 class Ready(NamedTuple):

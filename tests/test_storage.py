@@ -243,6 +243,15 @@ def test_files_of_a_run_that_are_not_theirs_are_refused(whole, tmp_path):
     (run / "adapter" / "run.json").write_text(written.replace("layers.1", "layers.l"))
     with pytest.raises(InputError, match=r"no leaf 'layers\.1"):
         ffa.load_run(run).predict(["a fine film"])
+    headless = json.loads(written) | {"head": None}
+    (run / "adapter" / "run.json").write_text(json.dumps(headless))
+    with pytest.raises(InputError, match=r"no leaf 'head\."):
+        ffa.load_run(run).predict(["a fine film"])
+    fewer = json.loads(written)
+    fewer["class_names"] = fewer["class_names"][:1]
+    (run / "adapter" / "run.json").write_text(json.dumps(fewer))
+    with pytest.raises(InputError, match="a head of 2 classes for 1 names"):
+        ffa.load_run(run).predict(["a fine film"])
     (run / "privacy.json").write_text("[" * 20_000)
     with pytest.raises(InputError, match=r"privacy\.json is not a JSON object"):
         ffa.load_run(run).privacy  # noqa: B018
