@@ -33,7 +33,7 @@ from ffalora_jax.evaluate import make_predictor
 from ffalora_jax.held_out import test, validation
 from ffalora_jax.load import load_dataset
 from ffalora_jax.messages import bytes_of
-from ffalora_jax.prefix import kept_prefix
+from ffalora_jax.prefix import Seen, kept_prefix
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.rng import Keys
 
@@ -79,7 +79,9 @@ def prepared(dataset: Dataset, method: str, epsilon: float | None, seed: int, pr
     run = prepare(base, dataset)
     if prefix is None:
         rows = np.arange(len(dataset))
-        prefix, _ = kept_prefix("always", run.model, run.frozen.backbone, run.encoded, rows, 10**9)
+        prefix, _ = kept_prefix(
+            "always", Seen(run.model, run.frozen.backbone, run.encoded), rows, 10**9
+        )
         prefix = jax.tree.map(jnp.asarray, prefix)
     width = MEMBERS - run.data.members.shape[1] if not run.method.pooled else 0
     members = jnp.pad(run.data.members, ((0, 0), (0, width)))

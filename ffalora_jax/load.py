@@ -4,7 +4,6 @@ Part of ``prepare``, and of everything that takes a finished run up again.
 """
 
 import hashlib
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -78,58 +77,6 @@ def _started(loaded: Loaded, folder: str) -> Loaded:
     both = f"{loaded.fingerprint} {peft_io.fingerprint(folder)}"
     digest = hashlib.sha256(both.encode()).hexdigest()
     return loaded._replace(start=start, fingerprint=digest)
-
-
-class Loader:
-    """Data sets, models and whatever follows from them, each made once for all runs that share it."""
-
-    def __init__(self, data: Any = None, model: nnx.Module | None = None):
-        self.data, self.given = data, model
-        self._kept: dict[tuple, Any] = {}
-
-    def once(self, name: tuple, make: Callable[[], Any]) -> Any:
-        """Returns what was made under that name, or makes it."""
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
-
-    def dataset(self, experiment: Experiment) -> Dataset:
-        """Does ``load_dataset``."""
-        name = "dataset", repr(experiment.data), experiment.seed
-        return self.once(name, lambda: load_dataset(experiment, self.data))
-
-    def model(self, experiment: Experiment, num_classes: int) -> Loaded:
-        """Does ``load_model``; what two seeds have in common is one array."""
-        if experiment.model.scan_layers:  # ``inject`` takes the blocks out of the module
-            return load_model(experiment, self.given, num_classes)
-        settings = "model", repr(experiment.model), experiment.method.start, num_classes
-
-        def load() -> Loaded:
-            found = load_model(experiment, self.given, num_classes)
-            other = next((one for name, one in self._kept.items() if name[:4] == settings), None)
-            if other is not None:
-                mine, theirs = nnx.state(found.model), nnx.state(other.model)
-                nnx.update(found.model, jax.tree.map(one_if_same, mine, theirs))
-            return found
-
-        return self.once((*settings, experiment.seed), load)
-
-    def encoded(self, experiment: Experiment, dataset: Dataset, loaded: Loaded) -> Encoded:
-        """Does ``encode``."""
-        most = experiment.model.max_tokens
-        name = "encoded", id(dataset), loaded.fingerprint, most
-        # The data set is kept, so that no other is given its id.
-        return self.once(name, lambda: (encode(dataset, loaded, most), dataset))[0]
-
-
-def prefix_name(
-    experiment: Experiment, loaded: Loaded, rows: np.ndarray, examples: int, parts: bool
-) -> tuple:
-    """Names all that a kept prefix follows from."""
-    method = experiment.method
-    placed = method.layers, method.targets, method.exclude, method.name
-    inputs = repr(experiment.data), experiment.seed, repr(experiment.model), loaded.fingerprint
-    return "prefix", experiment.prefix_cache, *placed, *inputs, rows.tobytes(), examples, parts
 
 
 def one_if_same(mine, theirs):

@@ -19,7 +19,7 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import Predict, make_predictor
 from ffalora_jax.held_out import figures
 from ffalora_jax.interrupt import stop_flag
-from ffalora_jax.load import Loader
+from ffalora_jax.loader import Loader
 from ffalora_jax.loop import rounds_now
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.record import Record, new_folder
@@ -83,6 +83,7 @@ class ManyRuns:
             KeyboardInterrupt: Ctrl-C; what was done is saved.
         """
         ready, refused = [], []
+        self.loader.expect(member.experiment for member in members)
         for member in members:
             why = None
             _check_whose(member)

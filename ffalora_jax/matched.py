@@ -12,7 +12,8 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
 from ffalora_jax.freezing import method_of
 from ffalora_jax.initial import initial_state
-from ffalora_jax.load import Loader, inject
+from ffalora_jax.load import inject
+from ffalora_jax.loader import Loader
 from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.registry import lookup
 from ffalora_jax.types import HEAD_LEAVES

@@ -44,40 +44,50 @@ class _Form(NamedTuple):
         return int(self.tokens[rows].sum()) * self.features * self.dtype.itemsize
 
 
+class Seen(NamedTuple):
+    """What a kept prefix follows from."""
+
+    model: LoraModel
+    """With its adapters."""
+    backbone: Tree
+    """On the devices."""
+    encoded: Encoded
+    """All examples."""
+    is_own: bool = False
+    """Whether the model is the user's own module, of which nothing is known."""
+    is_dealt: bool = False
+    """Whether a round's few clients are dealt from the host: then it may lie in a file."""
+
+
+def is_worth(draws: int, rows: np.ndarray) -> bool:
+    """Whether so many examples are computed in all that keeping these pays."""
+    return draws >= WORTH * len(rows)
+
+
 def kept_prefix(
-    setting: str,
-    model: LoraModel,
-    backbone: Tree,
-    encoded: Encoded,
-    rows: np.ndarray,
-    draws: int,
-    is_own: bool = False,
-    is_dealt: bool = False,
+    setting: str, seen: Seen, rows: np.ndarray, draws: int
 ) -> tuple[Prefix | None, str]:
     """Returns what is kept (on the host), or None, and why.
 
     Args:
         setting: ``prefix_cache``.
-        model: with its adapters.
-        backbone: on the devices.
-        encoded: all examples.
+        seen: what it follows from.
         rows: those that are trained on.
-        draws: how many examples the whole run is expected to compute.
-        is_own: whether the model is the user's own module, of which nothing is known.
-        is_dealt: whether a round's few clients are dealt from the host: then it may lie in a file.
+        draws: how many examples all that share it are expected to compute.
 
     Raises:
         InputError: ``always``, where it cannot be done.
     """
-    reason, form, in_file = _never(setting, model, is_own), None, False
+    model = seen.model
+    reason, form, in_file = _never(setting, model, seen.is_own), None, False
     if reason is None:
-        form, in_file, reason = _choose(setting, model, backbone, encoded, rows, is_dealt)
-    if reason is None and setting == "auto" and draws < WORTH * len(rows):
+        form, in_file, reason = _choose(setting, seen, rows)
+    if reason is None and setting == "auto" and not is_worth(draws, rows):
         reason = (
             f"the run computes {draws:,} examples in all, keeping {len(rows):,} would take longer"
         )
     if reason is None and form is not None:
-        kept = _fill(form, backbone, encoded, rows, in_file)
+        kept = _fill(form, seen.backbone, seen.encoded, rows, in_file)
         blocks = "1 block" if model.num_frozen == 1 else f"{model.num_frozen} blocks"
         where = "kept in a file" if in_file else "kept"
         return kept, f"{blocks} computed once, {form.nbytes(rows) / 2**20:.0f} MiB {where}"
@@ -96,14 +106,14 @@ def _never(setting: str, model: LoraModel, is_own: bool) -> str | None:
     return None
 
 
-def _choose(setting, model, backbone, encoded, rows, is_dealt) -> tuple[_Form, bool, str | None]:
+def _choose(setting: str, seen: Seen, rows: np.ndarray) -> tuple[_Form, bool, str | None]:
     """Returns what is kept, whether in a file, and why not: products are left out before anything is."""
     room = SHARE * free_bytes()
     for products in (True, False):
-        form = _form(model, backbone, encoded, products)
+        form = _form(seen, products)
         if form.nbytes(rows) <= room:
             return form, False, None
-    if is_dealt and form.nbytes(rows) <= SHARE * shutil.disk_usage(folder("prefix")).free:
+    if seen.is_dealt and form.nbytes(rows) <= SHARE * shutil.disk_usage(folder("prefix")).free:
         return form, True, None
     if setting == "always":
         return form, False, None
@@ -115,15 +125,16 @@ def _choose(setting, model, backbone, encoded, rows, is_dealt) -> tuple[_Form, b
     )
 
 
-def _form(model: LoraModel, backbone: Tree, encoded: Encoded, products: bool) -> _Form:
+def _form(seen: Seen, products: bool) -> _Form:
+    model, encoded = seen.model, seen.encoded
     assert model.apply_frozen is not None, "asked where blocks are frozen"
     apply = partial(model.apply_frozen, products=products)
 
     def states(backbone, inputs):
         return apply(backbone, **inputs)
 
-    one = {name: leaf[:1] for name, leaf in _seen(encoded).items()}
-    state = jax.eval_shape(states, backbone, one)
+    one = {name: leaf[:1] for name, leaf in _inputs(encoded).items()}
+    state = jax.eval_shape(states, seen.backbone, one)
     tokens = np.full(len(encoded.lengths), state.shape[1], np.int32)  # all of an image
     if "input_ids" in encoded.inputs:
         tokens = np.maximum(encoded.lengths, 1).astype(np.int32)  # as in ``cohort.host_data``
@@ -132,7 +143,7 @@ def _form(model: LoraModel, backbone: Tree, encoded: Encoded, products: bool) ->
 
 def _fill(form: _Form, backbone: Tree, encoded: Encoded, rows: np.ndarray, in_file: bool) -> Prefix:
     """Computes the states of some examples, those of like length together; the others have no tokens."""
-    states, inputs = jax.jit(form.states), _seen(encoded)
+    states, inputs = jax.jit(form.states), _inputs(encoded)
     counts = np.zeros_like(form.tokens)
     counts[rows] = form.tokens[rows]
     starts = np.cumsum(counts) - counts
@@ -158,6 +169,6 @@ def _table(shape: tuple[int, int], dtype: np.dtype, in_file: bool) -> np.ndarray
         return np.memmap(file, dtype, "w+", shape=shape)
 
 
-def _seen(encoded: Encoded) -> dict[str, np.ndarray]:
+def _inputs(encoded: Encoded) -> dict[str, np.ndarray]:
     """Returns the inputs that the model itself takes."""
     return {name: leaf for name, leaf in encoded.inputs.items() if name != "response_mask"}

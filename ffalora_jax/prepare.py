@@ -33,7 +33,8 @@ from ffalora_jax.data import Dataset
 from ffalora_jax.deal import where_data_lies
 from ffalora_jax.freezing import method_of
 from ffalora_jax.initial import initial_state, memories, nobody_late, redraw
-from ffalora_jax.load import Loader, inject, prefix_name, prompt_room
+from ffalora_jax.load import inject, prompt_room
+from ffalora_jax.loader import Loader
 from ffalora_jax.lora import LoraModel
 from ffalora_jax.lora_init import LoraInit
 from ffalora_jax.mechanisms import Mechanism, Plan, Schedule
@@ -42,7 +43,7 @@ from ffalora_jax.methods import Method
 from ffalora_jax.network import Sites, sites_of
 from ffalora_jax.optimizers import make_optimizer
 from ffalora_jax.partition import Owners
-from ffalora_jax.prefix import kept_prefix
+from ffalora_jax.prefix import Seen
 from ffalora_jax.presence import num_asked, own_numbers, presence_of
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import Packing
@@ -212,14 +213,14 @@ def prepare(
         blocks, packing = arrange(
             encoded, injected, plan.capacity, expected, choice.chunk, example_bytes
         )
-    trained_on = np.unique(np.concatenate(rows))
-    parts = settings.by_slot and settings.slots(1) < len(rows)
-    work = trained_on, schedule.steps * expected * cohort_size
-    seen = injected, frozen.backbone, encoded, *work, loaded.own, parts
-    prefix, prefix_note = loader.once(
-        prefix_name(experiment, loaded, *work, parts),
-        lambda: kept_prefix(experiment.prefix_cache, *seen),
-    )
+    is_dealt = settings.by_slot and settings.slots(1) < len(rows)
+    seen = Seen(injected, frozen.backbone, encoded, loaded.own, is_dealt)
+    work = np.unique(np.concatenate(rows)), schedule.steps * expected * cohort_size
+
+    def place(data):
+        return data if settings.by_slot else replicated(mesh, jax.tree.map(jnp.asarray, data))
+
+    prefix, prefix_note = loader.prefix(experiment, seen, dataset.held_out, *work, place)
     whole = whole._replace(prefix=prefix)
     state = dataclasses.replace(
         state,
@@ -232,12 +233,8 @@ def prepare(
         if experiment.sites.late_weight
         else None,
     )
-    if settings.by_slot:
-        personal = jax.tree.map(np.array, state.personal)
-    else:
-        whole, numbers, personal = replicated(
-            mesh, jax.tree.map(jnp.asarray, (whole, numbers, state.personal))
-        )
+    personal = jax.tree.map(np.array, state.personal) if settings.by_slot else state.personal
+    whole, numbers, personal = place((whole, numbers, personal))
     return Prepared(
         experiment,
         dataset,

@@ -84,6 +84,7 @@ ROOMS = (
     "deal",
     "initial",
     "load",
+    "loader",
     "checks",
     "network",
     "presence",

@@ -3,7 +3,7 @@
 import pytest
 
 from ffalora_jax.errors import InputError
-from ffalora_jax.load import Loader
+from ffalora_jax.loader import Loader
 from ffalora_jax.matched import trained_numbers, with_matched_rank
 from ffalora_jax.prepare import prepare
 from ffalora_jax.types import HEAD_LEAVES

@@ -9,9 +9,10 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.data import as_dataset
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
+from ffalora_jax.loader import Loader
 from ffalora_jax.memory import UNKNOWN_BYTES, free_bytes
 from ffalora_jax.prepare import prepare
-from tests.family_files import ROBERTA, VIT, write_family
+from tests.family_files import ROBERTA, VIT, vit_tensors, write_family
 from tests.helpers import keys
 from tests.llama_files import write_llama
 from tests.test_codec import write_tokenizer
@@ -180,3 +181,76 @@ def test_free_memory_is_the_least_of_what_the_system_and_its_control_group_leave
     (tmp_path / "memory" / "memory.usage_in_bytes").write_text("1999999\n")
     assert free_bytes(tmp_path, info) == 1
     assert free_bytes(tmp_path / "none", tmp_path / "none") == UNKNOWN_BYTES
+
+
+OTHERS = [
+    {},
+    {"seed": 3},
+    {"method.name": "fedavg_lora"},
+    {"method.name": "fedex_lora", "method.rank": 3},
+    {"partition.validation_share": 0.3, "seed": 4},
+    {"method.layers": "0"},
+]
+
+
+@pytest.fixture
+def vit(tmp_path):
+    """A tiny experiment on a checkpoint of images, too short to keep anything by itself."""
+    name = str(write_family(tmp_path / "vit", VIT))
+    deal = {"partition.name": "iid", "partition.num_clients": 2, "partition.validation_share": 0.1}
+    return tiny(
+        **UPPER, **deal, **{"model.name": name, "data.max_examples": None}, rounds=1, local_steps=3
+    )
+
+
+def pictures():
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 255, (120, 16, 16, 3), np.uint8)
+    return as_dataset({"image": list(pixels), "label": np.arange(120) % 3})
+
+
+def test_runs_that_are_each_too_short_keep_it_together_whatever_their_seed_method_or_split(vit):
+    given = pictures()
+    experiments = [vit.replace(**changes) for changes in OTHERS]
+    alone = [prepare(e, given) for e in experiments]
+    assert all(run.data.prefix is None for run in alone)
+    loader = Loader(given)
+    loader.expect(experiments)
+    *sharing, other = [prepare(e, loader=loader) for e in experiments]
+    hidden = [run.data.prefix.hidden for run in sharing]
+    assert all(one is hidden[0] for one in hidden)
+    assert other.data.prefix is None
+    assert sharing[0].prefix_note.endswith("for all runs that share it")
+    for mine, theirs in zip(alone, sharing, strict=False):
+        expected, found = (
+            Engine(run)(keys(run), run.state, 1)[0].adapters for run in (mine, theirs)
+        )
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("changed", ["type of the weights", "weights", "number of heads"])
+def test_what_changes_the_frozen_blocks_keeps_it_apart(changed, vit, tmp_path):
+    halved = {name: tensor / 2 for name, tensor in vit_tensors().items()}
+    changes = {
+        "type of the weights": {"model.dtype": "bfloat16"},
+        "weights": {"model.name": str(write_family(tmp_path / "halved", VIT, halved))},
+        "number of heads": {
+            "model.name": str(write_family(tmp_path / "deep", VIT, num_attention_heads=2))
+        },
+    }
+    other = vit.replace(**changes[changed])
+    loader = Loader(pictures())
+    loader.expect([vit] * 9 + [other] * 9)
+    mine, theirs = (prepare(e, loader=loader).data.prefix for e in (vit, other))
+    assert not np.array_equal(mine.hidden, theirs.hidden)
+
+
+def test_a_search_that_goes_on_decides_as_it_did(vit):
+    loaders = [Loader(pictures()) for _ in range(2)]
+    for loader in loaders:
+        loader.expect([vit] * 9)
+    prepare(vit, loader=loaders[0])
+    for loader in loaders:  # a later wave has fewer runs
+        loader.expect([vit])
+        assert prepare(vit, loader=loader).data.prefix is not None

@@ -7,7 +7,7 @@ import pytest
 
 from ffalora_jax import registry, rng
 from ffalora_jax.engine import Engine
-from ffalora_jax.load import Loader
+from ffalora_jax.loader import Loader
 from ffalora_jax.optimizers import make_optimizer
 from ffalora_jax.prepare import prepare
 from ffalora_jax.rng import Keys
