@@ -99,7 +99,9 @@ def test_noise_that_changes_is_priced_at_each_of_its_levels():
     assert half < less < more < accounting.epsilon_of(draw, 0.8, 100, 1e-5)
 
 
-@pytest.mark.parametrize(("capacity", "too_little"), [(24, 1.06), (34, 1.004)])
+@pytest.mark.parametrize(
+    ("capacity", "too_little"), [pytest.param(24, 1.06, marks=pytest.mark.thorough), (34, 1.004)]
+)
 def test_a_tight_cap_is_reached_with_hardly_more_noise_than_it_takes(capacity, too_little):
     draw = accounting.sampling(500, 16, capacity)
     noise = accounting.noise_for(draw, 3.0, 30, 1e-5)

@@ -115,6 +115,7 @@ def test_another_error_and_one_client_that_does_not_fit_are_raised(run):
         after_a_round(engine)
 
 
+@pytest.mark.thorough
 def test_a_program_that_does_not_fit_is_compiled_with_fewer_clients_or_refused(run, monkeypatch):
     needed = Engine(run).compiled_bytes
     assert needed > 0

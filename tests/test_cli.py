@@ -183,6 +183,7 @@ def test_report_compares_two_runs_in_one_file_that_loads_nothing(run, place):
     assert "open<b>" not in page
 
 
+@pytest.mark.thorough
 def test_init_makes_a_file_that_runs(place, monkeypatch):
     monkeypatch.chdir(place)
     Path("my.toml").write_text(here("init"))

@@ -31,7 +31,7 @@ def assert_close(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.25])
+@pytest.mark.parametrize("weight", [pytest.param(1.0, marks=pytest.mark.thorough), 0.25])
 def test_a_late_upload_counts_in_the_next_round_as_a_change_with_its_weight(weight):
     """And its site is not asked while it is under way: the third round is late again, the fourth not."""
     base = prepared(clients=4)

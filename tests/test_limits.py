@@ -42,6 +42,7 @@ def said_to_be_cut(run):
     return [text for text in said if "model.max_tokens" in text]
 
 
+@pytest.mark.thorough
 def test_one_client(tmp_path):
     run = ran(tmp_path, **{"partition.num_clients": 1})
     assert run.metrics[-1]["participants"] == [0]
@@ -65,6 +66,7 @@ def test_the_rank_of_the_layer_is_refused():
 
 
 @pytest.mark.parametrize("rank", [1, 31])
+@pytest.mark.thorough
 def test_the_smallest_and_the_largest_rank(tmp_path, rank):
     run = ran(tmp_path, **{"method.rank": rank})
     factors = [

@@ -281,6 +281,7 @@ def test_a_quick_pilot_trains_the_upper_third_of_the_blocks():
     assert (kept.method.layers, kept.max_test) == ("0", 50)
 
 
+@pytest.mark.thorough
 def test_a_deadline_is_tried_where_the_slowest_site_can_keep_it_with_fewer_steps():
     run = prepare(small(**{"sites.speed": "100, 1", "sites.up": "1000"}))
     seconds = piloting.seconds_of_sites(run)

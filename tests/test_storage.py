@@ -93,6 +93,7 @@ def test_epsilon_never_goes_back_though_rounds_are_made_again(stopped, tmp_path)
     assert after["epsilon"] == before["epsilon"]
 
 
+@pytest.mark.thorough
 def test_rounds_that_were_added_are_planned_though_an_older_checkpoint_does_not_know_of_them(
     tmp_path,
 ):
