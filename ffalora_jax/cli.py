@@ -30,7 +30,7 @@ usage: ffalora COMMAND ...
                             go on after a stop, to the same result; or add N rounds
   sweep [EXPERIMENT.toml] --over NAME=VALUE,VALUE [--seeds N] [--compare NAME]
                             many runs: grids, random, halving, Bayesian; what all of it cost
-  pilot [EXPERIMENT.toml] [--quick] [--minutes 20] [--language en|ja] [--price-per-gb P]
+  pilot [EXPERIMENT.toml] [--ask] [--quick] [--minutes 20] [--language en|ja]
                             a small study before a decision; one page for people who decide
   plan [EXPERIMENT.toml] [--device h200] [--clients N] [--json]
                             operations, memory, bytes, time and epsilon, before anything runs

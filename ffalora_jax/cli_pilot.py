@@ -14,6 +14,11 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     from ffalora_jax import flags
 
     as_json, rest = flags.switch(arguments, "--json")
+    wants_questions, rest = flags.switch(rest, "--ask")
+    if wants_questions:
+        from ffalora_jax import cli_ask
+
+        rest = cli_ask.asked(rest, flags.read_pilot)
     experiment, asked, out = flags.read_pilot(rest)
     use_jax()
     return _piloted(experiment, asked, out, as_json)

@@ -146,7 +146,8 @@ def read_pilot(arguments: list[str]) -> tuple[Experiment, PilotConfig, str | Non
 
 
 PILOT_USAGE = (
-    "ffalora pilot [EXPERIMENT.toml] [--quick] [--minutes 20] [--language en|ja] [--out DIR]"
+    "ffalora pilot [EXPERIMENT.toml] [--ask] [--quick] [--minutes 20] [--language en|ja] "
+    "[--out DIR]"
 )
 PILOT_HELP = (
     "A small study before a decision: methods, learning rate, privacy, gain of each site over training "
@@ -156,7 +157,7 @@ PILOT_HELP = (
     "--price-per-gb, --currency, --trainings-per-month, --canaries are --pilot.minutes and so on; all others "
     "are those of `ffalora run`, for your own data (--data.name csv --data.path F), sites' machines and "
     "links (--sites.speed, --sites.up). --out DIR: the folder (default pilots/NAME, numbered if it exists). "
-    "--json: print pilot.json alone."
+    "--json: print pilot.json alone. --ask: be asked for data, machines, lines and prices one by one."
 )
 PILOT_SHORT = tuple(f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(PilotConfig))
 

@@ -137,6 +137,7 @@ ROOMS = (
     "cli_audit",
     "cli_privacy",
     "cli_sweep",
+    "cli_ask",
     "cli_pilot",
     "cli_run",
     "cli_predict",
