@@ -63,6 +63,10 @@ def show_run(run: Run) -> None:
         console.print(f"per site: {each}", highlight=False, markup=False)
         if judged := words.judged(run, "{}"):
             console.print(judged, highlight=False)
+    if members := run.metrics[-1].get("members") if run.metrics else None:
+        each = ", ".join(map(words.percent, members["test_accuracy"]))
+        spread = f"standard deviation {100 * members['spread']:.1f} points"
+        console.print(f"members alone: {each} ({spread} over the initialisations)", highlight=False)
     if words.diverged(run):
         console.print(f"warning: {words.answer(run)}", style="yellow", markup=False)
     for warning in run.warnings:
@@ -73,7 +77,7 @@ def show_run(run: Run) -> None:
 def show_comparison(runs: list[Run], console: Console | None = None) -> None:
     """Prints one line a run: accuracy, epsilon, bytes, seconds."""
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "accuracy", "epsilon", "a site", "in all", "seconds"):
+    for name in ("run", "test", "epsilon", "a site", "in all", "seconds"):
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     rows = [words.row(run) for run in runs]
     for facts in rows:
@@ -87,8 +91,11 @@ def show_comparison(runs: list[Run], console: Console | None = None) -> None:
         )
     console = console or Console()
     console.print(table)
-    guessing = f"always naming each site's commonest class: {words.percent(rows[0].majority)}"
-    tokens = "accuracy: the share of the responses' tokens predicted, each from all before it"
+    guessing = (
+        "test: accuracy on the test part; always naming each site's commonest class: "
+        f"{words.percent(rows[0].majority)}"
+    )
+    tokens = "test: the share of the responses' tokens predicted, each from all before it"
     has_classes = rows[0].majority is not None or rows[0].accuracy is None
     console.print(guessing if has_classes else tokens, highlight=False)
 
@@ -100,7 +107,7 @@ def _label(title: str, stage: str) -> str:
 def _facts(event: Event, accuracy: str) -> str:
     assert event.line is not None
     epsilon = words.number(event.line["epsilon"])
-    return f"accuracy {accuracy}  epsilon {epsilon}  sent {words.size(event.bytes_total)}"
+    return f"validation {accuracy}  epsilon {epsilon}  sent {words.size(event.bytes_total)}"
 
 
 def _print_line(console: Console, title: str, event: Event) -> None:

@@ -5,10 +5,11 @@ where that is written about, and the way out. What cannot work at all is refused
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from ffalora_jax.findings import Finding
+from ffalora_jax.lint_sites import always_late, deadline_of_like_sites, pooled_sites
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.types import HEAD_LEAVES
 from ffalora_jax.warm_start import started_from
@@ -21,18 +22,6 @@ MANY_CUT = 0.05
 """Share of texts that fill all tokens from which a run says so; a few long ones are in every data set."""
 CLIPPED_MOST, CLIPPED_LEAST = 0.99, 0.01
 ROUNDS_TO_TELL = 3
-
-
-class Finding(NamedTuple):
-    """One thing that somebody should know."""
-
-    rule: str
-    text: str
-    reference: str
-    level: str = "warning"
-    """``warning``, said before the run and in its report; ``note``, said by ``ffalora check`` alone."""
-    from_data: bool = False
-    """It looks at private data without noise, so it is no part of what may be handed on."""
 
 
 def before(run: Prepared) -> list[Finding]:
@@ -221,20 +210,6 @@ def _unnoised_controls(run: Prepared) -> list[Finding]:
     ]
 
 
-def _pooled_sites(run: Prepared) -> list[Finding]:
-    if not (run.method.pooled and run.experiment.sites.is_set):
-        return []
-    return [
-        Finding(
-            "pooled-data-has-no-sites",
-            f"method.name = {run.experiment.method.name!r} trains on all data in one place: what [sites] "
-            "says of machines, links, steps and batches is not used.",
-            "README, Sites as they are",
-            "note",
-        )
-    ]
-
-
 def _few_clients(run: Prepared) -> list[Finding]:
     expected = run.server.clients
     if run.plan.unit != "client" or expected >= FEW_CLIENTS:
@@ -293,7 +268,9 @@ RULES: tuple[Callable[[Prepared], list[Finding]], ...] = (
     _tuning,
     _personal_heads,
     _unnoised_controls,
-    _pooled_sites,
+    pooled_sites,
+    always_late,
+    deadline_of_like_sites,
     _few_clients,
     _noise_seed,
     _start,

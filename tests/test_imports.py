@@ -90,6 +90,8 @@ ROOMS = (
     "presence",
     "prepare",
     "warm_start",
+    "findings",
+    "lint_sites",
     "lint",
     "audit",
     "engine",

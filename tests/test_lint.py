@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import ffalora_jax as ffa
@@ -36,6 +37,8 @@ CENTRAL = {"mechanism": "dp_fedavg"}
         ("few-clients", CENTRAL, {}),
         ("controls-outside-the-noise", CENTRAL, {"optimizer.control_variates": True}),
         ("pooled-data-has-no-sites", {"method": "centralized"}, {"sites.preset": "three-sites"}),
+        ("site-always-late", {}, {"sites.speed": "1000, 1000, 1000, 0.01", "sites.deadline": 0.1}),
+        ("deadline-of-like-sites", {}, {"sites.deadline": 100.0}),
     ],
 )
 def test_a_rule_speaks_where_it_should(rule, base, changes):
@@ -43,6 +46,20 @@ def test_a_rule_speaks_where_it_should(rule, base, changes):
     (found,) = [finding for finding in lint.before(run) if finding.rule == rule]
     assert found.reference
     assert len(found.text) > 40
+
+
+def test_a_site_that_is_late_is_named_unless_it_is_given_less_to_do():
+    slow = {"sites.speed": "1000, 1000, 1000, 1", "sites.up": "1000", "sites.down": "1000"}
+    half = np.asarray(changed(**slow).settings.presence.seconds).max() / 2
+    run = changed(**slow, **{"sites.deadline": half})
+    (found,) = [f for f in lint.before(run) if f.rule == "site-always-late"]
+    assert found.text.startswith(f"1 of 4 sites ({run.owners.names[3]}) can never")
+    for less in (
+        {"sites.deadline": 2.1 * half},
+        {"sites.deadline": 1.1 * half, "sites.late_weight": 0.5},
+        {"sites.deadline": 1.1 * half, "sites.adapt": "deadline"},
+    ):
+        assert "site-always-late" not in rules(changed(**slow, **less))
 
 
 def test_nothing_is_said_of_a_plain_private_run():
