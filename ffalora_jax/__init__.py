@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ffalora_jax.pretrained import load_pretrained
     from ffalora_jax.report import write_report
     from ffalora_jax.simulation import resume, simulate
-    from ffalora_jax.sweeps import Sweep, sweep
+    from ffalora_jax.sweeps import Sweep, load_sweep, sweep
     from ffalora_jax.trackers import tracking
 
 _HOMES = {
@@ -56,7 +56,7 @@ _HOMES = {
     "pretrained": ("load_pretrained",),
     "report": ("write_report",),
     "simulation": ("resume", "simulate"),
-    "sweeps": ("Sweep", "sweep"),
+    "sweeps": ("Sweep", "load_sweep", "sweep"),
     "trackers": ("tracking",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -100,25 +100,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Reads metrics.jsonl; a last line that was cut off belongs to a round that was not saved."""
-        try:
-            text = self.metrics_file.read_bytes().decode()
-        except UnicodeDecodeError:
-            raise InputError(
-                f"{self.metrics_file} is not UTF-8 text: put it back from a copy."
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"Cannot read {self.metrics_file} ({error.strerror}): put it back from a copy."
-            ) from None
-        lines = [line for line in text.splitlines() if line.strip()]
-        found = []
-        for number, line in enumerate(lines, 1):
-            try:
-                found.append(dict(from_json(line)))
-            except (ValueError, TypeError):
-                if number < len(lines):
-                    raise InputError(f"Line {number} of {self.metrics_file} is not JSON.") from None
-        return found
+        return lines_of(self.metrics_file)
 
     def released(self) -> int:
         """Returns how many rounds were given out, as far as the folder's files know."""
@@ -222,6 +204,31 @@ def _anywhere(experiment: Experiment) -> Experiment:
     return experiment.replace(
         **{name: str(Path(place).absolute()) for name, place in found.items()}
     )
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """Reads a file of a JSON object a line; a last line that was cut off is left out.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not UTF-8 text: put it back from a copy.") from None
+    except OSError as error:
+        raise InputError(
+            f"Cannot read {file} ({error.strerror}): put it back from a copy."
+        ) from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(dict(from_json(line)))
+        except (ValueError, TypeError):
+            if number < len(lines):
+                raise InputError(f"Line {number} of {file} is not JSON.") from None
+    return found
 
 
 def metrics_text(lines: list[dict[str, Any]]) -> str:

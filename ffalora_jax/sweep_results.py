@@ -15,6 +15,7 @@ from ffalora_jax.loaded_run import Run
 from ffalora_jax.report import words
 from ffalora_jax.run_folder import metrics_text, plain
 
+TABLE, SUMMARY = "results.jsonl", "summary.json"
 LEVEL = 0.95
 
 
@@ -172,7 +173,7 @@ def _values(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 def write_tables(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes ``results.jsonl``, ``results.csv`` and ``results.parquet``: a row a run."""
-    write_atomically(folder / "results.jsonl", metrics_text(list(rows)))
+    write_atomically(folder / TABLE, metrics_text(list(rows)))
     names = list(dict.fromkeys(name for row in rows for name in row))
     whole = [{name: plain(row.get(name)) for name in names} for row in rows]
     table = pa.Table.from_pylist(whole)
@@ -184,4 +185,4 @@ def write_tables(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Writes ``summary.json``."""
-    write_atomically(folder / "summary.json", json.dumps(plain(summary), indent=2) + "\n")
+    write_atomically(folder / SUMMARY, json.dumps(plain(summary), indent=2) + "\n")

@@ -20,10 +20,11 @@ from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import build, with_table
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.loop import Event, Observer
-from ffalora_jax.run_folder import check_free, keep_secret, locked
+from ffalora_jax.run_folder import RunFolder, check_free, keep_secret, lines_of, locked
 from ffalora_jax.searching import RUNS, Searching
 from ffalora_jax.shared_search import SharedSearch
 from ffalora_jax.simulation import folder_of, free_path
+from ffalora_jax.sweep_results import SUMMARY, TABLE
 
 FILE, SECRET = "sweep.toml", "secret.json"
 
@@ -48,6 +49,23 @@ class Sweep(NamedTuple):
         import pandas as pd
 
         return pd.DataFrame(self.rows)
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Returns a search from its folder, as ``sweep`` returned it.
+
+    Raises:
+        InputError: no search is there, or none that came so far.
+    """
+    folder = RunFolder(Path(path))
+    if not (folder.path / FILE).is_file():
+        raise InputError(f"Expected the folder of a search, with {FILE} in it, got {str(path)!r}.")
+    if not (folder.path / SUMMARY).is_file():
+        raise InputError(
+            f"The search in {str(path)!r} was stopped before its summary was written: go on with "
+            f"`ffalora resume {path}`."
+        )
+    return Sweep(folder.path, lines_of(folder.path / TABLE), folder.read_json(SUMMARY))
 
 
 class Interrupted(KeyboardInterrupt):

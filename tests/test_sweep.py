@@ -53,6 +53,20 @@ def found(tmp_path_factory):
     return made
 
 
+def test_a_search_is_opened_again_as_it_was(found, tmp_path):
+    again = ffa.load_sweep(found.path)
+    assert again.rows == json.loads(json.dumps(found.rows))
+    assert again.summary == json.loads(json.dumps(found.summary))
+    assert again.best.path == found.best.path
+    with pytest.raises(InputError, match="Expected the folder of a search"):
+        ffa.load_sweep(found.best.path)
+    shutil.copytree(
+        found.path, tmp_path / "stopped", ignore=shutil.ignore_patterns("runs", "summary*")
+    )
+    with pytest.raises(InputError, match="stopped before its summary was written: go on"):
+        ffa.load_sweep(tmp_path / "stopped")
+
+
 def leaves(path):
     shared, _, _ = read_adapter(path / "adapter")
     return {(a, b): leaf for a, layer in shared.items() for b, leaf in layer.items()}
