@@ -5,7 +5,8 @@ import pytest
 from tests.faults import child
 
 
+@pytest.mark.parametrize("kind", ["run", "sweep", "pilot"])
 @pytest.mark.parametrize("stage", child.places())
-def test_each_stage_of_a_run_is_where_the_kills_look_for_it(stage):
-    owner, name = child.places()[stage]
+def test_each_stage_is_where_the_kills_look_for_it(stage, kind):
+    owner, name = child.places(kind)[stage]
     assert callable(getattr(owner, name))

@@ -1,4 +1,4 @@
-"""One run in a process of its own, which kills itself at a moment that the parent chose.
+"""One run, search or pilot in a process of its own, which kills itself at a moment that the parent chose.
 
 Run: python -m tests.faults.child FOLDER CHANGES_JSON [STAGE SECONDS]
 STAGE: startup, round, save, metrics, evaluation, adapter or report; SIGKILL comes SECONDS after it begins.
@@ -17,6 +17,7 @@ STAGES = ("startup", "round", "save", "metrics", "evaluation", "adapter", "repor
 def main() -> None:
     """Begins the run, or goes on with it."""
     path, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+    kind = changes.pop("of", "run")
     stage, seconds = (sys.argv[3], float(sys.argv[4])) if len(sys.argv) > 3 else (None, 0.0)
     if stage == "startup":
         die_in(seconds)
@@ -28,26 +29,45 @@ def main() -> None:
 
     cli.use_jax()
     make_cpu_devices(changes.get("mesh", "auto"))
-    if stage in places():
-        arm(*places()[stage], seconds)
-    if path.exists():
+    if stage in places(kind):
+        arm(*places(kind)[stage], seconds)
+    if kind == "sweep":
+        ffa.sweep(tiny(**changes), SEARCH, out=path, observe=say)
+    elif kind == "pilot":
+        ffa.pilot(tiny(**changes), PILOT, out=path, observe=say)
+    elif path.exists():
         ffa.resume(path, observe=say)
     else:
         ffa.simulate(tiny(**changes), out=path, observe=say)
 
 
-def places() -> dict[str, tuple]:
+SEARCH = {"over": {"optimizer.learning_rate": [0.3, 1.0], "method.rank": [2, 3]}, "seeds": 1}
+PILOT = {"quick": True}
+
+
+def places(kind: str = "run") -> dict[str, tuple]:
     """Returns where each stage begins: what holds the function, and its name."""
-    from ffalora_jax import engine, held_out, loop, record, run_folder
+    from ffalora_jax import (
+        engine,
+        held_out,
+        loop,
+        pilot_page,
+        record,
+        run_folder,
+        searching,
+        together,
+    )
     from ffalora_jax.checkpoint import Checkpoints
 
+    rounds = {"run": (engine.Engine, "__call__")}
+    report = {"run": (loop, "write_report"), "sweep": (searching, "write_tables")}
     return {
-        "round": (engine.Engine, "__call__"),
+        "round": rounds.get(kind, (together.Batch, "rounds")),
         "save": (Checkpoints, "save"),
         "metrics": (run_folder.RunFolder, "append_metrics"),
         "evaluation": (held_out, "test"),
         "adapter": (record, "save_adapter"),
-        "report": (loop, "write_report"),
+        "report": report.get(kind, (pilot_page, "write_page")),
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import ffalora_jax as ffa
+from ffalora_jax.searching import RUNS
 from tests.tiny_runs import timeless
 
 PATIENCE = 300.0
@@ -54,8 +55,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "ensemble": {"ensemble.members": 2},
     "two devices": {"mesh": "clients=2"},
     "data dealt from the host": {"client_data": "host", "cohort_size": 2},
+    "a search": {"of": "sweep"},
+    "a pilot": {"of": "pilot", "privacy.noise_multiplier": None, "privacy.epsilon": 6.0},
 }
-"""Settings by the state that a run of theirs carries from round to round."""
+"""Settings by the state that a run of theirs carries from round to round; ``of`` what is made of many."""
 
 
 class Outcome(NamedTuple):
@@ -80,7 +83,22 @@ def child(path: Path, changes: dict[str, Any], *moment: object, **more: Any) -> 
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Names what two runs that should be the same do not share, bit for bit."""
+    """Names what two runs, searches or pilots that should be the same do not share, bit for bit."""
+    if not (one / RUNS).is_dir():
+        return _of_runs(one, other)
+    names = [sorted(run.name for run in (place / RUNS).iterdir()) for place in (one, other)]
+    if names[0] != names[1]:
+        return [f"runs {names[0]} and {names[1]}"]
+    whole = [name for name in names[0] if (one / RUNS / name / "adapter").is_dir()]
+    assert whole, "no run of the untouched one came to its end"
+    return [
+        f"{name}: {found}"
+        for name in whole
+        for found in _of_runs(one / RUNS / name, other / RUNS / name)
+    ]
+
+
+def _of_runs(one: Path, other: Path) -> list[str]:
     a, b = ffa.load_run(one), ffa.load_run(other)
     found = []
     folders = "adapter", "personal"
