@@ -137,7 +137,8 @@ class ManyRuns:
             for one, record in zip(batch, records, strict=True)
         ]
         states = [one.state for one in batch]
-        if not program.is_compiled(len(batch)):
+        compiles = not program.is_compiled(len(batch))
+        if compiles:
             self._say(0, "compiling the program of the next ones")
         if _is_alone(first.run):
             runs = _Alone(first.run, states[0], keys[0])
@@ -152,6 +153,9 @@ class ManyRuns:
                 count = rounds_now(first.run.experiment.evaluate_every, done, last, seconds)
                 begin = time.perf_counter()
                 infos = runs.rounds(count)
+                if compiles:
+                    self._say(0, "")
+                    compiles = False
                 seconds, done = (time.perf_counter() - begin) / count, done + count
                 save = done >= last or stopped() or time.monotonic() - saved > SAVE_SECONDS
                 for place, (one, record) in enumerate(zip(batch, records, strict=True)):

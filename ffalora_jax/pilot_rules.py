@@ -1,6 +1,8 @@
 """What a pilot recommends, and how sure it is: rules on measured figures, written so that they can be read.
 
-    1. Of methods whose difference lies inside its interval the cheaper one is taken (bytes a site).
+    1. Of methods that cannot be told apart the cheaper one is taken (bytes a site): their difference lies
+       inside its interval, or there are fewer than three pairs of repetitions. One that has learned comes
+       before one that has not.
     2. It has to learn: one point above always naming the commonest class.
     3. It is held against training alone, in pairs of one repetition each: the interval of the gain decides.
     4. Certainty is high from five pairs on without a failed run, medium from three on, else low.
@@ -18,8 +20,8 @@ from ffalora_jax.sweep_results import LEVEL, Interval, interval_of
 
 LEARNS = 0.01
 """Above the commonest class."""
-ALIKE = 0.01
-"""Difference that is taken for none where there are too few repetitions for an interval."""
+SMALL_LOSS = 0.01
+"""For which a smaller epsilon is still offered."""
 FEW, MANY = 3, 5
 MOST_FAILED = 0.2
 
@@ -75,6 +77,7 @@ def recommend(
     if not tried:
         return Recommendation("nothing", "low", None, (), nothing, 0)
     alike = as_good_as_the_best(tried)
+    alike = [option for option in alike if option.mean >= majority + LEARNS] or alike
     chosen = min(alike, key=lambda option: (option.bytes_per_site, option.failed_share))
     gain, pairs = paired(chosen.accuracy, alone), len(chosen.accuracy.keys() & alone.keys())
     certainty = _certainty(chosen, gain, pairs)
@@ -84,18 +87,14 @@ def recommend(
 
 
 def as_good_as_the_best(options: Sequence[Option]) -> list[Option]:
-    """Returns the options whose difference from the best mean lies inside its interval, the best included."""
+    """Returns the best mean's option and those that cannot be told from it."""
     best = max(options, key=lambda option: option.mean)
     return [option for option in options if option is best or _is_alike(best, option)]
 
 
 def _is_alike(best: Option, other: Option) -> bool:
     gap = paired(best.accuracy, other.accuracy)
-    if gap.mean is None:
-        return False
-    if gap.low is None:
-        return gap.mean < ALIKE
-    return gap.low <= 0
+    return bool(other.accuracy) and (gap.low is None or gap.low <= 0)
 
 
 def paired(one: Mapping[int, float], other: Mapping[int, float], level: float = LEVEL) -> Interval:
@@ -191,7 +190,7 @@ def tightest(by_epsilon: Mapping[float, Mapping[int, float]], asked: float) -> f
     found = None
     for epsilon in sorted((e for e in by_epsilon if e < asked), reverse=True):
         gap = paired(by_epsilon.get(asked, {}), by_epsilon[epsilon])
-        if gap.low is None or gap.low > 0 or (gap.mean or 0) > ALIKE:
+        if gap.low is None or gap.low > 0 or (gap.mean or 0) > SMALL_LOSS:
             break
         found = epsilon
     return found

@@ -131,7 +131,7 @@ def test_figures_of_one_method_never_carry_anothers_name(tmp_path):
 def test_few_pairs_are_never_called_more_than_chance(tmp_path):
     found = example()
     found["against_the_other"] |= {"pairs": 2}
-    assert "too few repetitions to tell: the cheaper one is taken" in written(found, tmp_path)
+    assert "There are too few repetitions to tell" in written(found, tmp_path)
     found["recommendation"] |= {"alike": ["ffa_lora"]}
     assert "do not say whether by chance" in written(found, tmp_path)
 

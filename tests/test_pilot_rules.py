@@ -45,11 +45,20 @@ def test_a_method_that_is_better_beyond_its_interval_is_recommended_though_it_co
     assert (found.method, found.alike) == ("fedavg_lora", ("fedavg_lora",))
 
 
-def test_with_two_repetitions_a_point_is_no_difference_and_two_are():
-    near = option("fedavg_lora", 0.808, 2, sent=2e6), option(count=2)
-    assert recommended(*near).method == "ffa_lora"
-    far = option("fedavg_lora", 0.82, 2, sent=2e6), option(count=2)
-    assert recommended(*far).method == "fedavg_lora"
+@pytest.mark.parametrize("first", [0, 7])
+def test_fewer_than_three_pairs_tell_no_methods_apart_so_the_cheaper_one_is_taken(first):
+    far = option("fedavg_lora", 0.82, 2, sent=2e6)
+    far = far._replace(accuracy={first + k: value for k, value in far.accuracy.items()})
+    found = recommended(far, option())
+    assert (found.method, found.repetitions) == ("ffa_lora", 5)
+    assert set(found.alike) == {"ffa_lora", "fedavg_lora"}
+
+
+def test_a_method_that_has_learned_comes_before_a_cheaper_one_that_has_not():
+    far, flat = option("fedavg_lora", 0.82, 2, sent=2e6), option(mean=0.55, count=2)
+    found = recommended(far, flat, majority=0.55)
+    assert (found.method, found.alike) == ("fedavg_lora", ("fedavg_lora",))
+    assert recommended(flat, majority=0.55).decision == "no_learning"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,9 @@ def found(tmp_path_factory):
     heard = []
     made = ffa.sweep(small(noise_seed=5), SEARCH, out=path, observe=heard.append)
     assert [event.rounds_done for event in heard][-1] == 4
+    said = [(event.stage, event.rounds_done) for event in heard]
+    place = said.index(("compiling the program of the next ones", 0))
+    assert said[place + 1] == ("runs", 0)  # what it does now, not what it did
     return made
 
 
