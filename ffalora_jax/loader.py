@@ -1,7 +1,6 @@
 """What many runs have in common, made once: data sets, models, encoded examples, what lies below adapters."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from flax import nnx
 from ffalora_jax.cohort import Prefix
 from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
+from ffalora_jax.errors import InputError
 from ffalora_jax.load import encode, load_dataset, load_model, one_if_same
 from ffalora_jax.prefix import Seen, is_worth, kept_prefix
 from ffalora_jax.pretrained import Loaded
@@ -23,7 +23,7 @@ class Loader:
     def __init__(self, data: Any = None, model: nnx.Module | None = None):
         self.data, self.given = data, model
         self._kept: dict[tuple, Any] = {}
-        self._expected: Counter[tuple] = Counter()
+        self._expected: list[tuple[Sequence[Experiment], float]] = []
 
     def once(self, name: tuple, make: Callable[[], Any]) -> Any:
         """Returns what was made under that name, or makes it."""
@@ -32,9 +32,15 @@ class Loader:
         return self._kept[name]
 
     def dataset(self, experiment: Experiment) -> Dataset:
-        """Does ``load_dataset``."""
-        name = "dataset", repr(experiment.data), experiment.seed
-        return self.once(name, lambda: load_dataset(experiment, self.data))
+        """Does ``load_dataset``; what two seeds have in common is one data set."""
+        settings = "dataset", repr(experiment.data)
+
+        def load() -> Dataset:
+            found = load_dataset(experiment, self.data)
+            others = (one for name, one in self._kept.items() if name[:2] == settings)
+            return next((one for one in others if _is_same(one, found)), found)
+
+        return self.once((*settings, experiment.seed), load)
 
     def model(self, experiment: Experiment, num_classes: int) -> Loaded:
         """Does ``load_model``; what two seeds have in common is one array."""
@@ -59,13 +65,17 @@ class Loader:
         # The data set is kept, so that no other is given its id.
         return self.once(name, lambda: (encode(dataset, loaded, most), dataset))[0]
 
-    def expect(self, experiments: Iterable[Experiment]) -> None:
+    def expect(self, experiments: Sequence[Experiment], share: float = 1.0) -> None:
         """Says what runs there will be: what lies below their adapters is kept where that pays for all.
 
-        To be called with the runs that are done too: so a search that goes on decides as it did.
+        To be called with the runs that are done too, in the same order: so a search that goes on decides as
+        it did. Of several calls the one that expects most of a kind counts.
+
+        Args:
+            experiments: one a run.
+            share: of their rounds that they will make.
         """
-        for name, count in Counter(map(self._below, experiments)).items():
-            self._expected[name] = max(count, self._expected[name])
+        self._expected.append((experiments, share))
 
     def prefix(
         self,
@@ -75,6 +85,7 @@ class Loader:
         rows: np.ndarray,
         draws: int,
         place: Callable[[Prefix], Prefix],
+        where: tuple,
     ) -> tuple[Prefix | None, str]:
         """Does ``kept_prefix`` for a run; once for all runs that share it, if they compute enough together.
 
@@ -87,28 +98,61 @@ class Loader:
             rows: those that this run trains on.
             draws: how many examples it is expected to compute.
             place: puts what is kept where the run's data lies.
+            where: names that place.
         """
         setting, every = experiment.prefix_cache, np.arange(len(seen.encoded.lengths))
+        if setting == "never" or seen.model.num_frozen == 0:
+            return kept_prefix(setting, seen, rows, draws)
         if held_out is not None:
             every = np.flatnonzero(~held_out)
         model = repr(experiment.model), seen.model.num_frozen
-        name = "prefix", setting, *model, id(seen.encoded), seen.is_dealt
+        name = "prefix", setting, *model, id(seen.encoded), seen.is_dealt, *where
 
         def keep(setting, rows, draws):
             kept, note = kept_prefix(setting, seen, rows, draws)
             return kept if kept is None else place(kept), note
 
-        together = self._expected[self._below(experiment)] * draws
-        if setting != "never" and together > draws and is_worth(together, every):
+        together = int(self._times(experiment) * draws)
+        if together > draws and is_worth(together, every):
             kept, note = self.once((*name, "all"), lambda: keep("auto", every, together))
             if kept is not None:
                 return kept, f"{note} for all runs that share it"
-        return self.once((*name, rows.tobytes(), draws), lambda: keep(setting, rows, draws))
+        if setting == "auto" and not is_worth(draws, rows):
+            return kept_prefix(setting, seen, rows, draws)
+        return self.once((*name, rows.tobytes()), lambda: keep(setting, rows, draws))
 
-    def _below(self, experiment: Experiment) -> tuple:
-        """Returns the settings that what lies below the adapters follows from."""
-        follows = self.data is None or experiment.data.max_examples is not None
+    def _times(self, experiment: Experiment) -> float:
+        """Returns how many runs, in whole ones, share what lies below a run's adapters."""
+        mine = self._below(experiment)
+        return max(
+            (share * sum(self._below(e) == mine for e in them) for them, share in self._expected),
+            default=0.0,
+        )
+
+    def _below(self, experiment: Experiment) -> tuple | None:
+        """Returns what a run's prefix follows from; None if the run cannot be made."""
         method = experiment.method
-        placed = method.layers, method.targets, method.exclude, method.start
-        models = repr(experiment.data), repr(experiment.model)
-        return *placed, *models, experiment.seed if follows else None
+        placed = method.layers, method.targets, method.exclude, experiment.prefix_cache
+        try:
+            dataset = self.dataset(experiment)
+            loaded = self.model(experiment, dataset.num_classes)
+        except InputError:
+            return None
+        return *placed, repr(experiment.model), id(dataset), loaded.fingerprint
+
+
+def _is_same(one: Dataset, other: Dataset) -> bool:
+    """Whether two data sets hold the same examples."""
+    facts = [(d.class_names, d.client_names, d.source, d.metric, [*d.inputs]) for d in (one, other)]
+    arrays = [(d.labels, d.clients, d.held_out) for d in (one, other)]
+    if facts[0] != facts[1] or any(
+        (a is None) != (b is None) or (a is not None and not np.array_equal(a, b))
+        for a, b in zip(*arrays, strict=True)
+    ):
+        return False
+    # Images are compared by what holds them: to open all of them would take longer than it saves.
+    return all(
+        len(mine) == len(theirs)
+        and all(a is b or (type(a) is str and a == b) for a, b in zip(mine, theirs, strict=True))
+        for mine, theirs in zip(one.inputs.values(), other.inputs.values(), strict=True)
+    )

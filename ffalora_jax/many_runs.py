@@ -83,7 +83,6 @@ class ManyRuns:
             KeyboardInterrupt: Ctrl-C; what was done is saved.
         """
         ready, refused = [], []
-        self.loader.expect(member.experiment for member in members)
         for member in members:
             why = None
             _check_whose(member)

@@ -63,6 +63,9 @@ class Piloting:
         observe(Event("reading data and model"))
         experiment = experiment.replace(**{"method.name": METHODS[0]})
         self.experiment = quicker(experiment, self.many) if asked.quick else experiment
+        # Known before any of them: how many are made at a time is a matter of the clock.
+        planned = longest(self.experiment, asked.quick, None)
+        self.many.loader.expect([self.experiment], planned)
         self.first = prepare(self.experiment, loader=self.many.loader)
         self.deadline = deadline_worth_trying(self.first)
         self.answers: list[Answer] = []

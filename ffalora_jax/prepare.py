@@ -220,7 +220,8 @@ def prepare(
     def place(data):
         return data if settings.by_slot else replicated(mesh, jax.tree.map(jnp.asarray, data))
 
-    prefix, prefix_note = loader.prefix(experiment, seen, dataset.held_out, *work, place)
+    where = settings.by_slot, mesh
+    prefix, prefix_note = loader.prefix(experiment, seen, dataset.held_out, *work, place, where)
     whole = whole._replace(prefix=prefix)
     state = dataclasses.replace(
         state,

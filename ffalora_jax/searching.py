@@ -59,6 +59,11 @@ class Searching:
         """Attempts of workers that died elsewhere, each as if it had been whole."""
         self.begun: dict[int, Trial] = {}
         self._ended = self._planned = 0
+        if search.strategy == "bayesian" or search.storage is not None:
+            # Their trials come one by one; of the others the first wave has all.
+            seeds = range(experiment.seed, experiment.seed + search.seeds)
+            each = [experiment.replace(seed=seed) for seed in seeds]
+            self.many.loader.expect(each, search.trials)
 
     def tell(self, ended: int, doing: str) -> None:
         """Says that so many runs more have come as far as they should now, or what takes time."""
@@ -118,6 +123,8 @@ class Searching:
                 except InputError as error:
                     refused[trial.number, repeat] = str(error)
         self._planned += len(members)
+        share = min(1.0, rounds / self.experiment.rounds)
+        self.many.loader.expect([one.experiment for one in members.values()], share)
         whys = self.many.advance(list(members.values()), rounds)
         refused |= zip(members, whys, strict=True)
         here = {trial.number for trial in trials}

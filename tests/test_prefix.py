@@ -254,3 +254,42 @@ def test_a_search_that_goes_on_decides_as_it_did(vit):
     for loader in loaders:  # a later wave has fewer runs
         loader.expect([vit])
         assert prepare(vit, loader=loader).data.prefix is not None
+
+
+@pytest.mark.parametrize(
+    ("kept", "times", "share"), [(True, 4, 1.0), (False, 4, 0.5), (True, 8, 0.5), (False, 3, 1.0)]
+)
+def test_it_is_kept_where_all_runs_together_compute_enough(vit, kept, times, share):
+    loader = Loader(pictures())
+    loader.expect([vit] * times, share)  # 48 examples a run; to keep 120 pays from 180 on
+    assert (prepare(vit, loader=loader).data.prefix is not None) == kept
+
+
+def test_seeds_share_what_holds_the_same_and_no_more():
+    def words(experiment):
+        columns = {
+            "text": [f"a b {k % 7}" for k in range(120)],
+            "label": [k % 2 for k in range(120)],
+        }
+        loader = Loader(columns)
+        experiments = [experiment.replace(seed=seed) for seed in range(4)]
+        loader.expect(experiments)
+        return [prepare(e, loader=loader) for e in experiments]
+
+    deal = {"partition.name": "iid", "partition.num_clients": 2, "local_steps": 3}
+    experiment = tiny(**UPPER, **deal, rounds=1)
+    runs = words(experiment)  # a random model of each seed, the same texts
+    assert all(run.dataset is runs[0].dataset for run in runs)
+    assert all(run.data.prefix is None for run in runs)
+    cut = words(experiment.replace(**{"data.max_examples": 100}))
+    assert cut[0].dataset is not cut[1].dataset
+
+
+def test_two_meshes_have_a_prefix_each(vit):
+    loader = Loader(pictures())
+    loader.expect([vit] * 9)
+    where = [
+        prepare(vit.replace(client_data=place, cohort_size=2), loader=loader).data.prefix
+        for place in ("host", "device")
+    ]
+    assert [type(prefix.hidden) for prefix in where] == [np.ndarray, type(jax.numpy.zeros(1))]

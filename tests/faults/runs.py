@@ -17,6 +17,9 @@ from tests.tiny_runs import timeless
 
 PATIENCE = 300.0
 
+SHARING = {"method.layers": "1", "rounds": 4, "local_steps": 1}
+"""Runs that keep what lies below their adapters together, and would not alone."""
+
 KINDS: dict[str, dict[str, Any]] = {
     "ffa_lora": {},
     "personal head, adam at clients and server": {
@@ -55,8 +58,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "ensemble": {"ensemble.members": 2},
     "two devices": {"mesh": "clients=2"},
     "data dealt from the host": {"client_data": "host", "cohort_size": 2},
-    "a search": {"of": "sweep"},
-    "a pilot": {"of": "pilot", "privacy.noise_multiplier": None, "privacy.epsilon": 6.0},
+    "a search": {"of": "sweep", **SHARING},
+    "a pilot": {"of": "pilot", **SHARING, "privacy.noise_multiplier": None, "privacy.epsilon": 6.0},
 }
 """Settings by the state that a run of theirs carries from round to round; ``of`` what is made of many."""
 
