@@ -3,16 +3,23 @@
 Answers become the flags that they stand for, so nothing can be answered that could not be given as well.
 """
 
+import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ffalora_jax.config_pilot import default_experiment
 from ffalora_jax.data import csv as csv_files
 from ffalora_jax.errors import InputError
+from ffalora_jax.network import check_numbers
 
 Read = Callable[[list[str]], tuple[Any, Any, str | None]]
 """Flags -> the experiment, what is asked of the pilot, the folder; raises InputError."""
+
+
+Ask = Callable[[str], str]
 
 
 class Question(NamedTuple):
@@ -53,7 +60,13 @@ LAST = (
 )
 
 
-def asked(arguments: Sequence[str], read: Read, ask: Callable[[str], str] = input) -> list[str]:
+def _typed(line: str) -> str:
+    """Shows a line beside what is printed, and returns the next one that is typed."""
+    print(line, end="", file=sys.stderr, flush=True)
+    return input()
+
+
+def asked(arguments: Sequence[str], read: Read, ask: Ask = _typed) -> list[str]:
     """Asks, and returns the arguments with the answers behind them.
 
     Args:
@@ -65,61 +78,80 @@ def asked(arguments: Sequence[str], read: Read, ask: Callable[[str], str] = inpu
         InputError: what was given already cannot be used, or the answers end before the questions do.
     """
     given = list(arguments)
-    print(
+    _say(
         "Enter takes what stands in brackets. Ctrl-C ends; nothing is written before the last answer."
     )
-    given, path = _answer(PATH, given, read, ask)
-    if path:
-        given.append("--data.name=csv")
-        given = _about_columns(path, given, read, ask)
+    if read(given)[0].data.name in ("csv", default_experiment().data.name):
+        given = _about_data(given, read, ask)
     for question in LAST:
-        if question.settings != ("pilot.currency",) or read(given)[1].price_per_gb is not None:
+        asked_so_far = read(given)[1]
+        needless = {
+            "pilot.currency": asked_so_far.price_per_gb is None,
+            "pilot.minutes": asked_so_far.quick,
+        }
+        if not needless.get(question.settings[0]):
             given, _ = _answer(question, given, read, ask)
-    print(f"The same without questions: {shlex.join(['ffalora', 'pilot', *given])}")
+    _say(f"The same without questions: {shlex.join(['ffalora', 'pilot', *given])}")
     return given
 
 
-def _about_columns(path: str, given: list[str], read: Read, ask: Callable) -> list[str]:
-    known = columns_of(path)
-    print(f"Its columns: {', '.join(known)}.")
+def _about_data(given: list[str], read: Read, ask: Ask) -> list[str]:
+    given, _ = _answer(PATH, given, read, ask)
+    data = read(given)[0].data
+    if data.path is None:
+        return given
+    if data.name != "csv":
+        given = [*given, "--data.name=csv"]
+    known = columns_of(data.path)
+    _say(f"Its columns: {', '.join(known)}.")
     for question in COLUMNS:
         given, _ = _answer(question, given, read, ask, known)
-    if Path(path).is_dir():
-        return given
-    given, site = _answer(SITE, given, read, ask, known)
-    if site or read(given)[0].data.client:
-        return given
-    return _answer(COUNT, [*given, "--partition.name=iid"], read, ask)[0]
+    if len(_files(data.path)) == 1:
+        given, site = _answer(SITE, given, read, ask, known)
+        if not site:
+            gone = [] if data.client is None else ["--data.client=None"]
+            return _answer(COUNT, [*given, *gone, "--partition.name=iid"], read, ask)[0]
+    is_natural = read(given)[0].partition.name == "natural"
+    return given if is_natural else [*given, "--partition.name=natural"]
 
 
 def _answer(
-    question: Question, given: list[str], read: Read, ask: Callable, known: Sequence[str] = ()
+    question: Question, given: list[str], read: Read, ask: Ask, known: Sequence[str] = ()
 ) -> tuple[list[str], str]:
     """Asks until the answer can be used; returns the arguments with it, and the answer."""
-    shown = _value(question.settings[0], *read(given)[:2])
-    default = question.unset if shown in (None, "") else shown
+    now = [str(_value(name, *read(given)[:2]) or "") for name in question.settings]
+    if question is SITE and now[0] not in known:
+        now = [""]
+    shown = " and ".join(dict.fromkeys(now)) or question.unset
     while True:
         try:
-            answer = ask(f"{question.words} [{default}]: ").strip()
+            answer = ask(f"{question.words} [{shown}]: ").strip()
         except EOFError:
             raise InputError(
                 f"The answers ended before the question {question.words!r}: give flags, or an experiment "
                 "file, where nobody can be asked."
             ) from None
-        if not answer:
-            if not known or shown in (None, "", *known):
-                return given, ""
-            answer = str(shown)
+        if not answer and (not known or now[0] in ("", *known)):
+            return given, now[0]
+        answer = answer or now[0]
         try:
+            if question is PATH:
+                answer = os.path.expanduser(answer.strip("\"'"))
+                columns_of(answer)
             if known and answer not in known:  # so is what Enter takes
                 raise InputError(f"No column {answer!r}: choose from {', '.join(known)}.")
-            if question is PATH:
-                columns_of(answer)
             more = [*given, *(f"--{_flag(name)}={answer}" for name in question.settings)]
             read(more)
+            for name in question.settings:
+                if name.startswith("sites."):
+                    check_numbers(name, answer)
             return more, answer
         except InputError as error:
-            print(error)
+            _say(str(error))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _value(setting: str, experiment: Any, pilot: Any) -> Any:
@@ -138,11 +170,18 @@ def columns_of(path: str) -> list[str]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    where = Path(path)
-    files = sorted(where.glob("*.csv")) if where.is_dir() else [where]
+    files = _files(path)
     if not files or not files[0].is_file():
         raise InputError(f"Expected a CSV file, or a folder with some, got {path!r}.")
     try:
-        return list(csv_files.read(files[0]))
+        found = list(csv_files.read(files[0]))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read {str(files[0])!r}: {error}.") from None
+    if not found:
+        raise InputError(f"{str(files[0])!r} is empty: expected a header and rows.")
+    return found
+
+
+def _files(path: str) -> list[Path]:
+    where = Path(path)
+    return sorted(where.glob("*.csv")) if where.is_dir() else [where]

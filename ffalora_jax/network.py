@@ -115,6 +115,17 @@ def _values(
     return numbers
 
 
+def check_numbers(name: str, text: str) -> None:
+    """Refuses what can be no setting of sites, however many there are.
+
+    Raises:
+        InputError: no number, list or distribution, or outside its bounds.
+    """
+    count = len(text.replace(",", " ").split())
+    values = _values(name, text, count, rng.numpy_rng(0, rng.Purpose.SITES), repeats=True)
+    _check(name.partition(".")[2], values, None)
+
+
 def _check(name: str, values: np.ndarray, most: int | None) -> None:
     """Refuses a speed or a link of nothing, a share outside 0..1, more steps or rank than there are."""
     low, high = (float(values.min()), float(values.max()))

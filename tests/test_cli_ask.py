@@ -2,6 +2,7 @@
 
 import io
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_enter_throughout_is_the_pilot_of_the_demo(capsys):
     assert found == []
     assert len(heard) == OTHERS  # no price, so no currency
     assert heard[1].endswith("[6.0]: ")
-    assert "The same without questions: ffalora pilot\n" in capsys.readouterr().out
+    assert "The same without questions: ffalora pilot\n" in capsys.readouterr().err
 
 
 def test_answers_are_the_settings_that_they_stand_for(reviews, capsys):
@@ -55,7 +56,7 @@ def test_answers_are_the_settings_that_they_stand_for(reviews, capsys):
         "5",
         "ja",
     ]
-    found, _ = answered(answers, ["--quick"])
+    found, _ = answered(answers)
     experiment, asked, _ = flags.read_pilot(found)
     data = experiment.data
     assert (data.name, data.path, data.text, data.label, data.client) == (
@@ -64,8 +65,8 @@ def test_answers_are_the_settings_that_they_stand_for(reviews, capsys):
     assert (experiment.privacy.epsilon, experiment.sites.speed) == (3.0, "10, 1")
     assert experiment.sites.up == experiment.sites.down == "20"
     assert (asked.price_per_gb, asked.currency, asked.trainings_per_month) == (0.1, "EUR", 2)
-    assert (asked.minutes, asked.language, asked.quick) == (5, "ja", True)
-    command = capsys.readouterr().out.strip().splitlines()[-1].partition(": ")[2]
+    assert (asked.minutes, asked.language) == (5, "ja")
+    command = capsys.readouterr().err.strip().splitlines()[-1].partition(": ")[2]
     assert shlex.split(command) == ["ffalora", "pilot", *found]
 
 
@@ -76,6 +77,8 @@ def test_answers_are_the_settings_that_they_stand_for(reviews, capsys):
         (["{reviews}", ""], "No column 'text': choose from review, verdict, shop"),
         (["{reviews}", "review", "verdikt"], "No column 'verdikt'"),
         (["", "-3"], "privacy.epsilon"),
+        (["", "", "fast"], "Expected sites.speed to be a number"),
+        (["", "", "", "10, 0"], "Expected sites.up > 0"),
         (["", "", "", "", "cheap"], "price-per-gb"),
         (["", "", "", "", "", "", "", "fr"], "choose from en, ja"),
     ],
@@ -84,7 +87,7 @@ def test_what_cannot_be_used_is_said_and_asked_again(wrong, said, reviews, capsy
     heard = []
     with pytest.raises(InputError, match="answers ended before the question"):
         answered([answer.format(reviews=reviews) for answer in wrong], heard=heard)
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().err
     assert heard[-1] == heard[-2]
 
 
@@ -92,12 +95,46 @@ def test_rows_of_no_site_are_dealt_out_and_a_folder_has_a_site_a_file(reviews, t
     found, _ = answered([reviews, "review", "verdict", "", "4", *[""] * OTHERS])
     experiment = flags.read_pilot(found)[0]
     assert (experiment.partition.name, experiment.partition.num_clients) == ("iid", 4)
+    found, heard = answered([str(tmp_path), "review", "verdict", "shop", *[""] * OTHERS])
+    assert flags.read_pilot(found)[0].partition.name == "natural"
+    assert any("Column that names each row's site" in line for line in heard)  # of one file alone
+    (tmp_path / "other.csv").write_text(ROWS)
     found, heard = answered([str(tmp_path), "review", "verdict", *[""] * OTHERS])
     assert flags.read_pilot(found)[0].partition.name == "natural"
-    assert not any("site" in line and "Column" in line for line in heard)
+    assert not any("Column that names" in line for line in heard)
+
+
+def test_what_was_given_is_what_enter_takes_and_its_questions_are_asked_all_the_same(reviews):
+    columns = ["--data.path", reviews, "--data.text=review", "--data.label=verdict"]
+    found, heard = answered(
+        ["", "", "", "shop", *[""] * OTHERS], [*columns, "--partition.name=iid"]
+    )
+    experiment = flags.read_pilot(found)[0]
+    assert (experiment.data.name, experiment.data.client) == ("csv", "shop")
+    assert experiment.partition.name == "natural"
+    assert heard[0].endswith(f"[{reviews}]: ")
+    found, _ = answered(["", "", "", "", "2", *[""] * OTHERS], [*columns, "--data.client=gone"])
+    experiment = flags.read_pilot(found)[0]
+    assert (experiment.data.client, experiment.partition.num_clients) == (None, 2)
+
+
+def test_of_other_data_and_of_what_does_nothing_nobody_is_asked():
+    given = ["--data.name=glue/sst2", "--quick"]
+    found, heard = answered([""] * OTHERS, given)
+    assert found == given
+    assert not any("data" in line or "minutes" in line for line in heard)
+
+
+def test_a_path_may_be_quoted_or_begin_at_home(reviews, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(reviews).parent))
+    answers = ["review", "verdict", "shop", *[""] * OTHERS]
+    for path in ("~/reviews.csv", f"'{reviews}'", f'"{reviews}"'):
+        assert flags.read_pilot(answered([path, *answers])[0])[0].data.path == reviews
 
 
 def test_where_nobody_answers_it_is_one_line_and_exit_code_2(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert cli.main(["pilot", "--ask"]) == BAD_INPUT
-    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main(["pilot", "--ask", "--json"]) == BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].endswith("where nobody can be asked.")
