@@ -81,16 +81,29 @@ def _part(asked, rule, values, sides) -> Part:
 
 
 def steadier(asked: str, ours: Sequence[float], theirs: Sequence[float]) -> Part:
-    """Claimed: the first spread less. Ratio of standard deviations, its interval by the F distribution."""
-    from scipy.stats import f
+    """Claimed: the first spread less. Ratio of standard deviations over the same seeds.
 
-    if min(len(ours), len(theirs)) < 2 or not statistics.stdev(theirs):
-        return Part(asked, "below 1", len(ours), None, None, None, NOT_SHOWN)
-    ratio = (statistics.stdev(ours) / statistics.stdev(theirs)) ** 2
-    degrees = len(ours) - 1, len(theirs) - 1
-    low, high = (math.sqrt(ratio / f.ppf(share, *degrees)) for share in (0.975, 0.025))
+    Its interval is Pitman and Morgan's for normal pairs: with F the ratio of variances and r the correlation,
+    K = 1 + 2 (1 - r^2) t^2 / (n - 2) and F (K -+ sqrt(K^2 - 1)), t of n - 2 degrees of freedom.
+
+    Reference: Pitman 1939, Biometrika 31; Morgan 1939, ibid.
+    """
+    from scipy.stats import t
+
+    n = len(ours)
+    nothing = Part(asked, "below 1", n, None, None, None, NOT_SHOWN)
+    if n != len(theirs) or n < 2 or not statistics.stdev(theirs):
+        return nothing
+    ratio = statistics.stdev(ours) / statistics.stdev(theirs)
+    if n == 2 or not ratio:
+        return nothing._replace(mean=ratio)
+    left = 1 - statistics.correlation(ours, theirs) ** 2
+    k = 1 + 2 * left * float(t.ppf(0.975, n - 2)) ** 2 / (n - 2)
+    root = math.sqrt(max(0.0, k**2 - 1))
+    # The smaller bound as a quotient: K - root loses all its digits where K is large.
+    low, high = ratio / math.sqrt(k + root), ratio * math.sqrt(k + root)
     verdict = HELD if high < 1 else NOT_HELD if low > 1 else NOT_SHOWN
-    return Part(asked, "below 1", len(ours), math.sqrt(ratio), float(low), float(high), verdict)
+    return Part(asked, "below 1", n, ratio, low, high, verdict)
 
 
 def accuracy(row: Row) -> float:

@@ -7,7 +7,8 @@ difference of differences: what LoRA loses from iid to severe, more than FFA-LoR
 Claim (Sun et al., abstract): heterogeneity costs LoRA more than FFA-LoRA.
 Run: python -m experiments.heterogeneity        Time: 25 minutes on two cores; full: Dirichlet .01 to 10
     too, without privacy too, RoBERTa-base, 20 seeds: planned as 20 hours on one accelerator, not run
-Limits: one clip norm and rank. A Dirichlet split that leaves a site fewer texts than a batch is refused,
+Limits: small is iid, severe and Dirichlet .5, with three seeds and two rates, so that each chosen one lies at
+    an end. One clip norm and rank. A Dirichlet split that leaves a site fewer texts than a batch is refused,
     which at .01 and .1 happens often with three sites: what is left there are the easier splits. The mild
     split is our own (3:7, 7:3, 5:5), the paper's is not known here. More seeds, and a batch that small
     sites can fill, would change that.

@@ -9,8 +9,11 @@ Claim (Sun et al., table 1): under privacy FFA-LoRA is more accurate and steadie
 Run: python -m experiments.table_1        Time: 50 minutes on two cores; full: RoBERTa-base, 100 x 10 steps
     of 200, 20 seeds, seven rates, eight methods: planned as 20 hours on one accelerator, not run
 Limits: 30 steps with a small model and a trained head; the paper makes 10,000 with RoBERTa-large and a
-    frozen head. Few seeds and a coarse grid: differences of a few points may be chance. More steps, or a
-    grid that is wider for LoRA, could change the sign.
+    frozen head. Every grid has two rates, so that each chosen one lies at an end; at epsilon 1 LoRA asks for
+    smaller ones. Twice the rank at the same lora_alpha also halves the scaling: numbers trained and size of
+    a step are not told apart. Three seeds and their noise: the severe split at epsilon 6 is measured again
+    in heterogeneity, with other noise, and moves by several points. More seeds and steps, or a grid that is
+    wider for LoRA, could change the sign.
 """
 
 import sys

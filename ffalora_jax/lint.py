@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ffalora_jax.findings import Finding
-from ffalora_jax.lint_sites import always_late, deadline_of_like_sites, pooled_sites
+from ffalora_jax.lint_sites import always_late, deadline_of_like_sites, never_there, pooled_sites
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.types import HEAD_LEAVES
 from ffalora_jax.warm_start import started_from
@@ -269,6 +269,7 @@ RULES: tuple[Callable[[Prepared], list[Finding]], ...] = (
     _personal_heads,
     _unnoised_controls,
     pooled_sites,
+    never_there,
     always_late,
     deadline_of_like_sites,
     _few_clients,

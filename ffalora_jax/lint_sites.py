@@ -24,6 +24,24 @@ def pooled_sites(run: Prepared) -> list[Finding]:
     ]
 
 
+def never_there(run: Prepared) -> list[Finding]:
+    """Sites that no round ever meets."""
+    presence = run.settings.presence
+    if presence is None:
+        return []
+    away = np.flatnonzero(np.asarray(presence.available).max(0) == 0)
+    if not away.size:
+        return []
+    return [
+        Finding(
+            "site-never-there",
+            f"{_named(run, away)} are never there by sites.available or sites.trace, so their data moves "
+            "nothing: leave them out, or say when they are there.",
+            WHERE,
+        )
+    ]
+
+
 def always_late(run: Prepared) -> list[Finding]:
     """Sites none of whose uploads can count: they give their data for nothing."""
     presence, config = run.settings.presence, run.experiment.sites
@@ -31,17 +49,21 @@ def always_late(run: Prepared) -> list[Finding]:
         return []
     last = config.deadline * (2 if config.late_weight else 1)
     fastest = np.asarray(presence.seconds).min(0)
-    late = [run.owners.names[k] for k in np.flatnonzero(fastest > last)]
-    if not late:
+    late = np.flatnonzero(fastest > last)
+    if not late.size:
         return []
-    named = ", ".join(late[:MOST_NAMED]) + (", ..." if len(late) > MOST_NAMED else "")
+    ways = []
+    if config.adapt == "none":
+        ways.append("--sites.adapt deadline gives each as many local steps as it can do")
+    if not config.late_weight:
+        ways.append("--sites.late-weight counts what comes within twice the deadline")
+    ways.append("or raise it")
     return [
         Finding(
             "site-always-late",
-            f"{len(late)} of {len(fastest)} sites ({named}) can never be done by sites.deadline = "
-            f"{config.deadline:g} s, so their data moves nothing; the slowest takes {fastest.max():.3g} s. "
-            "--sites.adapt deadline gives each as many local steps as it can do; --sites.late-weight "
-            "counts what comes within twice the deadline.",
+            f"{_named(run, late)} can never be done within {last:g} s (sites.deadline = "
+            f"{config.deadline:g}), so their data moves nothing; the slowest takes {fastest.max():.3g} s: "
+            f"{'; '.join(ways)}.",
             WHERE,
         )
     ]
@@ -49,9 +71,11 @@ def always_late(run: Prepared) -> list[Finding]:
 
 def deadline_of_like_sites(run: Prepared) -> list[Finding]:
     """A deadline where nothing is known of machines and links."""
-    config = run.experiment.sites
-    told = config.speed, config.up, config.down, config.latency
-    if config.deadline is None or config.preset != "none" or any(told):
+    config, presence = run.experiment.sites, run.settings.presence
+    told = config.speed, config.up, config.down, config.latency, config.loss
+    if config.deadline is None or presence is None or config.preset != "none" or any(told):
+        return []
+    if np.ptp(np.asarray(presence.seconds), axis=1).any():  # of unlike steps, batches or ranks
         return []
     return [
         Finding(
@@ -62,3 +86,9 @@ def deadline_of_like_sites(run: Prepared) -> list[Finding]:
             WHERE,
         )
     ]
+
+
+def _named(run: Prepared, which: np.ndarray) -> str:
+    names = [run.owners.names[k] for k in which[:MOST_NAMED]]
+    more = ", ..." * (len(which) > MOST_NAMED)
+    return f"{len(which)} of {len(run.owners.names)} sites ({', '.join(names)}{more})"

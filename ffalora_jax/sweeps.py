@@ -52,7 +52,7 @@ class Sweep(NamedTuple):
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """Returns a search from its folder, as ``sweep`` returned it.
+    """Returns a search from its folder, as far as it came.
 
     Raises:
         InputError: no search is there, or none that came so far.
@@ -65,7 +65,13 @@ def load_sweep(path: str | Path) -> Sweep:
             f"The search in {str(path)!r} was stopped before its summary was written: go on with "
             f"`ffalora resume {path}`."
         )
-    return Sweep(folder.path, lines_of(folder.path / TABLE), folder.read_json(SUMMARY))
+    found = Sweep(folder.path, lines_of(folder.path / TABLE), folder.read_json(SUMMARY))
+    if sum(trial["runs"] for trial in found.summary["trials"]) != len(found.rows):
+        raise InputError(
+            f"The search in {str(path)!r} went on after its summary was written: go on with `ffalora "
+            f"resume {path}`."
+        )
+    return found
 
 
 class Interrupted(KeyboardInterrupt):

@@ -39,6 +39,7 @@ CENTRAL = {"mechanism": "dp_fedavg"}
         ("pooled-data-has-no-sites", {"method": "centralized"}, {"sites.preset": "three-sites"}),
         ("site-always-late", {}, {"sites.speed": "1000, 1000, 1000, 0.01", "sites.deadline": 0.1}),
         ("deadline-of-like-sites", {}, {"sites.deadline": 100.0}),
+        ("site-never-there", {}, {"sites.available": "1, 0, 1, 1"}),
     ],
 )
 def test_a_rule_speaks_where_it_should(rule, base, changes):
@@ -60,6 +61,8 @@ def test_a_site_that_is_late_is_named_unless_it_is_given_less_to_do():
         {"sites.deadline": 1.1 * half, "sites.adapt": "deadline"},
     ):
         assert "site-always-late" not in rules(changed(**slow, **less))
+    less = changed(**{"sites.deadline": 100.0, "sites.local_steps": "1, 2, 2, 2"})
+    assert "deadline-of-like-sites" not in rules(less)
 
 
 def test_nothing_is_said_of_a_plain_private_run():

@@ -68,6 +68,11 @@ def test_a_search_is_opened_again_as_it_was(found, tmp_path):
     )
     with pytest.raises(InputError, match="stopped before its summary was written: go on"):
         ffa.load_sweep(tmp_path / "stopped")
+    shutil.copy(found.path / "summary.json", tmp_path / "stopped")
+    lines = (found.path / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "stopped" / "results.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(InputError, match="went on after its summary"):
+        ffa.load_sweep(tmp_path / "stopped")
 
 
 def leaves(path):

@@ -1,5 +1,6 @@
 """Rules that turn figures into verdicts: what the fourteen experiments share."""
 
+import numpy as np
 import pytest
 
 from experiments._verdicts import (
@@ -53,12 +54,21 @@ def test_the_interval_of_a_part_is_students_t():
     assert part.high - part.mean == pytest.approx(4.302653 / 3**0.5)
 
 
-def test_spread_is_compared_by_the_f_distribution():
-    few, many = [1.0, 2.0, 3.0], [0.0, 100.0, -100.0, 50.0]
+def test_spread_is_compared_by_pairs_and_holds_as_often_as_it_says():
+    few, many = [1.0, 2.0, 3.0, 2.5, 1.5], [0.0, 100.0, -100.0, 50.0, -70.0]
     assert steadier("", few, many).verdict == HELD
     assert steadier("", many, few).verdict == NOT_HELD
-    assert steadier("", few, [1.0, 2.5, 3.0]).verdict == NOT_SHOWN
-    assert steadier("", few, [1.0, 1.0, 1.0]).verdict == NOT_SHOWN
+    assert steadier("", few, [1.0, 2.5, 3.0, 1.2, 2.0]).verdict == NOT_SHOWN
+    assert steadier("", few, [1.0] * 5).verdict == NOT_SHOWN
+    assert steadier("", few, many[:4]).verdict == NOT_SHOWN
+    draw = np.random.default_rng(0)
+    covered = []
+    for _ in range(4000):
+        common = draw.normal(size=5)
+        mine, theirs = (2 * common + draw.normal(size=5), 3 * (2 * common + draw.normal(size=5)))
+        part = steadier("", mine.tolist(), theirs.tolist())
+        covered.append(part.low <= 1 / 3 <= part.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.012)
 
 
 def test_what_is_proved_from_below_is_never_disproved():
