@@ -63,9 +63,10 @@ class Piloting:
         observe(Event("reading data and model"))
         experiment = experiment.replace(**{"method.name": METHODS[0]})
         self.experiment = quicker(experiment, self.many) if asked.quick else experiment
-        # Known before any of them: how many are made at a time is a matter of the clock.
+        # Known before any of them: how many are made at a time is a matter of the clock. What is kept is
+        # made before the first run, and a pilot may stop early, so half of them have to make it pay.
         planned = longest(self.experiment, asked.quick, None)
-        self.many.loader.expect([self.experiment], planned)
+        self.many.loader.expect([self.experiment], planned / 2)
         self.first = prepare(self.experiment, loader=self.many.loader)
         self.deadline = deadline_worth_trying(self.first)
         self.answers: list[Answer] = []
