@@ -210,12 +210,12 @@ def test_a_claim_that_the_audit_contradicts_is_not_whispered(tmp_path):
 
 def test_what_was_left_out_stands_on_the_page(tmp_path):
     page = written(barely_begun(), tmp_path)
-    assert "Repeat the pilot without --quick" in page
-    assert "Quick look: adapters in the blocks 4-5 alone, 300 test examples a site" in page
+    assert "Let the pilot go on" in page
+    assert "Quick look: adapters in the blocks 4-5 alone, up to 300 test examples a site" in page
     assert "The time was over before all questions were asked" in page
     assert "Client &#39;c&#39; has 1 training examples." in page
     assert "No audit was made" in page
-    assert "nothing of it is for release" in page
+    assert "nothing of it may be given out" in page
     assert "Training alone was not compared yet" in page
 
 

@@ -13,7 +13,9 @@ def risk(found: dict[str, Any], t: Texts) -> list[str]:
     """Says what may go wrong, what is claimed, and what the pilot itself has cost."""
     facts, about = found["risk"], found["about"]
     method = t(facts["method"])
-    said = [t("failed", failed=facts["failed"], runs=facts["runs"], method=method)]
+    key = "failed" if facts["failed"] or not facts["runs"] else "none_failed"
+    failed = {"failed": facts["failed"]} if key == "failed" else {}
+    said = [t(key, runs=facts["runs"], method=method, **failed)]
     if facts["worst"] is not None:
         said.append(t("worst", worst=percent(facts["worst"]), method=method))
     claim = {
@@ -78,8 +80,8 @@ def next_steps(found: dict[str, Any], t: Texts) -> list[str]:
         some = 0 < len(winners) < len(all_sites)
         said.append(t("next_roll_out", sites=t.names(winners) if some else t("next_sites_all")))
     if found["recommendation"]["certainty"] != "high":
-        key = "next_resume" if not found["whole"] else "next_other"
-        said.append(t("next_not_quick" if found["asked"]["quick"] else key))
+        key = "next_not_quick" if found["asked"]["quick"] else "next_other"
+        said.append(t(key if found["whole"] else "next_resume"))
     rounds, longer = found["next"]["rounds"], found["next"]["longer"]
     if longer is not None:
         key, planned = ("next_longer", 2 * rounds) if longer else ("next_rounds", rounds)

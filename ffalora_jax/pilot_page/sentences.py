@@ -16,10 +16,15 @@ def recommendation(found: dict[str, Any], t: Texts) -> dict[str, Any]:
     method = result["method"]
     if method is None:
         return {"answer": t("nothing"), "reasons": [], "certainty": t("certainty", level=t("low"))}
+    certainty = t("certainty", level=t(result["certainty"]))
+    if result["decision"] == "not_shown" and result["repetitions"]:
+        certainty = t(
+            "basis", repetitions=result["repetitions"]
+        )  # how sure one is of nothing says nothing
     return {
         "answer": t(result["decision"], method=t(method)),
         "reasons": [_reason(found, t), *_against_the_other(found, t)],
-        "certainty": t("certainty", level=t(result["certainty"])),
+        "certainty": certainty,
     }
 
 
