@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ffalora_jax.config_pilot import default_experiment
 from ffalora_jax.data import csv as csv_files
+from ffalora_jax.data._columns import codes
 from ffalora_jax.errors import InputError
 from ffalora_jax.network import check_numbers
 
@@ -43,13 +44,16 @@ COLUMNS = (
 SITE = Question("Column that names each row's site", ("data.client",), "there is none")
 COUNT = Question("Then rows are dealt out by chance: to how many sites", ("partition.num_clients",))
 LAST = (
-    Question("Privacy: the epsilon that you would like to promise", ("privacy.epsilon",)),
     Question(
-        "What the sites' machines do, GFLOP/s: one number for all, or one each, by commas",
+        "Privacy: the epsilon that you would like to promise (smaller is safer: 1 strong, 6 weak)",
+        ("privacy.epsilon",),
+    ),
+    Question(
+        "What the sites' machines do, GFLOP/s (a PC without GPU 20 to 100): one number for all, or one each",
         ("sites.speed",),
     ),
     Question(
-        "Their lines, Mbit/s: one number for all, or one each, by commas",
+        "Their lines, Mbit/s: one number for all, or one each, in that order",
         ("sites.up", "sites.down"),
     ),
     Question("What a gigabyte sent or received costs a site", ("pilot.price_per_gb",)),
@@ -81,8 +85,11 @@ def asked(arguments: Sequence[str], read: Read, ask: Ask = _typed) -> list[str]:
     _say(
         "Enter takes what stands in brackets. Ctrl-C ends; nothing is written before the last answer."
     )
+    names: tuple[str, ...] = ()
     if read(given)[0].data.name in ("csv", default_experiment().data.name):
-        given = _about_data(given, read, ask)
+        given, names = _about_data(given, read, ask)
+    if names:
+        _say(f"{len(names)} sites, in this order: {', '.join(names)}.")
     for question in LAST:
         asked_so_far = read(given)[1]
         needless = {
@@ -90,33 +97,42 @@ def asked(arguments: Sequence[str], read: Read, ask: Ask = _typed) -> list[str]:
             "pilot.minutes": asked_so_far.quick,
         }
         if not needless.get(question.settings[0]):
-            given, _ = _answer(question, given, read, ask)
+            given, _ = _answer(question, given, read, ask, count=len(names))
     _say(f"The same without questions: {shlex.join(['ffalora', 'pilot', *given])}")
     return given
 
 
-def _about_data(given: list[str], read: Read, ask: Ask) -> list[str]:
+def _about_data(given: list[str], read: Read, ask: Ask) -> tuple[list[str], tuple[str, ...]]:
+    """Returns the arguments with the answers, and the sites' names, where they have some."""
     given, _ = _answer(PATH, given, read, ask)
     data = read(given)[0].data
     if data.path is None:
-        return given
+        return given, ()
     if data.name != "csv":
         given = [*given, "--data.name=csv"]
     known = columns_of(data.path)
     _say(f"Its columns: {', '.join(known)}.")
     for question in COLUMNS:
         given, _ = _answer(question, given, read, ask, known)
-    if len(_files(data.path)) == 1:
+    files = _files(data.path)
+    names = tuple(file.stem for file in files)
+    if len(files) == 1:
         given, site = _answer(SITE, given, read, ask, known)
         if not site:
             gone = [] if data.client is None else ["--data.client=None"]
-            return _answer(COUNT, [*given, *gone, "--partition.name=iid"], read, ask)[0]
+            return _answer(COUNT, [*given, *gone, "--partition.name=iid"], read, ask)[0], ()
+        names = codes(csv_files.read(files[0])[site], site, str(files[0]))[1]
     is_natural = read(given)[0].partition.name == "natural"
-    return given if is_natural else [*given, "--partition.name=natural"]
+    return given if is_natural else [*given, "--partition.name=natural"], names
 
 
 def _answer(
-    question: Question, given: list[str], read: Read, ask: Ask, known: Sequence[str] = ()
+    question: Question,
+    given: list[str],
+    read: Read,
+    ask: Ask,
+    known: Sequence[str] = (),
+    count: int = 0,
 ) -> tuple[list[str], str]:
     """Asks until the answer can be used; returns the arguments with it, and the answer."""
     now = [str(_value(name, *read(given)[:2]) or "") for name in question.settings]
@@ -144,7 +160,7 @@ def _answer(
             read(more)
             for name in question.settings:
                 if name.startswith("sites."):
-                    check_numbers(name, answer)
+                    check_numbers(name, answer, count)
             return more, answer
         except InputError as error:
             _say(str(error))

@@ -216,7 +216,7 @@ def read_evaluate(arguments: list[str]) -> Evaluation:
 
 
 def _parse(cls: type, start: Any, arguments: list[str], prog: str, description: str) -> Any:
-    _check_names(cls, arguments)
+    _check_names(cls, arguments, " ".join(prog.split()[:2]))
     shown, complaints = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaints):
@@ -229,7 +229,7 @@ def _parse(cls: type, start: Any, arguments: list[str], prog: str, description: 
         raise InputError(_one_line(complaints.getvalue() or shown.getvalue())) from None
 
 
-def _check_names(cls: type, arguments: list[str]) -> None:
+def _check_names(cls: type, arguments: list[str], command: str) -> None:
     known = {f"--{name}" for name in names_of(cls)}
     for argument in arguments:
         if not argument.startswith("--") or argument == "--help":
@@ -239,7 +239,7 @@ def _check_names(cls: type, arguments: list[str]) -> None:
         if name not in known and positive not in known:
             guess = nearest(name, known).replace("_", "-")
             raise InputError(
-                f"No setting {argument.partition('=')[0]!r}.{guess} `ffalora run --help` lists them all."
+                f"No setting {argument.partition('=')[0]!r}.{guess} `{command} --help` lists them all."
             )
 
 
@@ -252,6 +252,12 @@ def names_of(cls: type, prefix: str = "") -> list[str]:
         else:
             found.append(prefix + name)
     return found
+
+
+NO_NUMBER = re.compile(
+    r"Error parsing (--[\w.-]+): (?:invalid literal for int|could not convert string to float|no type "
+    r"matching {None}\|(?:FLOAT|INT) could).*?'(.*?)'"
+)
 
 
 def _one_line(text: str) -> str:
@@ -270,6 +276,9 @@ def _one_line(text: str) -> str:
     )
     said = re.sub(r"^(Value error |Error parsing [\w.]+: (?=Expected|No ))+", "", said)
     kind = next((p[1] for p in filled if p[0] == "Argument helptext:" and len(p) > 1), "")
+    if number := NO_NUMBER.match(said):
+        what = "a whole number" if "INT" in kind else "a number such as 6 or 0.5"
+        return f"{number[1]} takes {what}, got {number[2]!r} (see --help)."
     return f"{said.rstrip('.')}{f': expected {kind}' if kind else ''} (see --help)."
 
 

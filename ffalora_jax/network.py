@@ -115,14 +115,14 @@ def _values(
     return numbers
 
 
-def check_numbers(name: str, text: str) -> None:
-    """Refuses what can be no setting of sites, however many there are.
+def check_numbers(name: str, text: str, sites: int = 0) -> None:
+    """Refuses what can be no setting of so many sites; of 0, their number is not known.
 
     Raises:
         InputError: no number, list or distribution, or outside its bounds.
     """
-    count = len(text.replace(",", " ").split())
-    values = _values(name, text, count, rng.numpy_rng(0, rng.Purpose.SITES), repeats=True)
+    count = sites or len(text.replace(",", " ").split())
+    values = _values(name, text, count, rng.numpy_rng(0, rng.Purpose.SITES), repeats=not sites)
     _check(name.partition(".")[2], values, None)
 
 

@@ -66,7 +66,9 @@ def test_answers_are_the_settings_that_they_stand_for(reviews, capsys):
     assert experiment.sites.up == experiment.sites.down == "20"
     assert (asked.price_per_gb, asked.currency, asked.trainings_per_month) == (0.1, "EUR", 2)
     assert (asked.minutes, asked.language) == (5, "ja")
-    command = capsys.readouterr().err.strip().splitlines()[-1].partition(": ")[2]
+    said = capsys.readouterr().err
+    assert "2 sites, in this order: Bonn, Kyoto." in said
+    command = said.strip().splitlines()[-1].partition(": ")[2]
     assert shlex.split(command) == ["ffalora", "pilot", *found]
 
 
@@ -77,9 +79,16 @@ def test_answers_are_the_settings_that_they_stand_for(reviews, capsys):
         (["{reviews}", ""], "No column 'text': choose from review, verdict, shop"),
         (["{reviews}", "review", "verdikt"], "No column 'verdikt'"),
         (["", "-3"], "privacy.epsilon"),
+        (
+            ["{reviews}", "review", "verdict", "shop", "", "1, 2, 3"],
+            "or 2 of them, one for each site",
+        ),
         (["", "", "fast"], "Expected sites.speed to be a number"),
         (["", "", "", "10, 0"], "Expected sites.up > 0"),
-        (["", "", "", "", "cheap"], "price-per-gb"),
+        (
+            ["", "", "", "", "cheap"],
+            "--pilot.price-per-gb takes a number such as 6 or 0.5, got 'cheap'",
+        ),
         (["", "", "", "", "", "", "", "fr"], "choose from en, ja"),
     ],
 )

@@ -98,7 +98,7 @@ def privacy(found: dict[str, Any], t: Texts) -> list[str]:
         said.append(_cost(cost, facts, t))
     if found["tightest"] is not None:
         said.append(t("tightest", tightest=epsilon(found["tightest"], ""), epsilon=at))
-    return said
+    return said or [t("no_sites")]
 
 
 def _cost(cost: dict[str, Any], facts: dict[str, str], t: Texts) -> str:
