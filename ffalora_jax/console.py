@@ -92,7 +92,7 @@ def show_comparison(runs: list[Run], console: Console | None = None) -> None:
     console = console or Console()
     console.print(table)
     guessing = (
-        "test: accuracy on the test part; always naming each site's commonest class: "
+        "test: accuracy at the end; always naming each site's commonest class: "
         f"{words.percent(rows[0].majority)}"
     )
     tokens = "test: the share of the responses' tokens predicted, each from all before it"
