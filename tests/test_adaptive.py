@@ -78,7 +78,7 @@ def test_sum_and_count_together_cost_what_one_sum_of_the_plans_noise_does(noise,
 @pytest.mark.parametrize(
     ("mechanism", "packing"),
     [
-        ("dp_sgd_adaptive", True),
+        pytest.param("dp_sgd_adaptive", True, marks=pytest.mark.thorough),
         pytest.param("dp_fedavg_adaptive", True, marks=pytest.mark.slow),
         pytest.param("dp_sgd_adaptive", False, marks=pytest.mark.slow),
     ],

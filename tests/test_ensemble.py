@@ -71,6 +71,7 @@ def test_without_clipping_every_member_is_a_run_of_its_own(method):
     assert any(np.any(leaf[0] != leaf[1]) for leaf in drawn)
 
 
+@pytest.mark.thorough
 def test_the_model_answers_with_the_mean_of_its_members_logits():
     run, single = with_members(), prepared()
     inputs = {key: leaf[:4] for key, leaf in run.data.inputs.items()}

@@ -144,7 +144,7 @@ def test_over_a_slow_link_a_deadline_takes_from_the_rank_first():
     assert rounds_of(run, 1)[0] == [0, 1, 2, 3]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_presence_and_late_leaves_are_the_same_where_a_rounds_clients_are_dealt_from_the_host(
     tmp_path,
 ):

@@ -79,6 +79,7 @@ def test_an_empty_draw_still_adds_noise():
     assert all((np.asarray(leaf) != 0).all() for leaf in jax.tree.leaves(moved))
 
 
+@pytest.mark.thorough
 def test_smaller_clients_sample_more_and_get_more_noise():
     plan = dp_sgd(noise_multiplier=None, epsilon=3.0).plan(
         [400, 200, 100], Schedule(4, 2, EXPECTED), None

@@ -15,6 +15,7 @@ from ffalora_jax.sweep_results import interval_of, trials_of
 from ffalora_jax.sweeps import Sweep
 from tests.tiny_runs import tiny
 
+pytestmark = pytest.mark.thorough
 RATE, RANK = "optimizer.learning_rate", "method.rank"
 
 

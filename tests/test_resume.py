@@ -46,6 +46,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_ends_in_the_same_bits(whole, tmp_pa
     assert resumed.communication == whole.communication
 
 
+@pytest.mark.thorough
 def test_a_run_killed_in_the_middle_and_resumed_ends_in_the_same_bits(whole, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(out), json.dumps(TINY)]

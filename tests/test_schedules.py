@@ -111,6 +111,7 @@ def test_the_learning_rates_schedule_is_the_optimisers_own_rate_for_adam_too():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_every_round_is_paid_at_its_own_noise():
     run = scheduled("dp_sgd", **{"privacy.noise_schedule": "steps 1:3 2:0.9"})
     client = run.plan.clients[0]

@@ -107,7 +107,7 @@ def test_three_processes_share_a_journal_and_one_is_killed(tmp_path):
     assert_shared(tmp_path, tmp_path / "journal")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(POSTGRES is None, reason="no PostgreSQL here (Debian: postgresql)")
 def test_three_processes_share_a_postgresql_and_one_is_killed(tmp_path):
     pytest.importorskip("psycopg", reason="no driver here: pip install 'psycopg[binary]'")

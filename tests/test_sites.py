@@ -284,7 +284,13 @@ def test_who_comes_too_late_depends_on_no_example():
     assert one.step_flops == other.step_flops > 0
 
 
-@pytest.mark.parametrize("method", ["rolora", "ffa_lora", "fedex_lora", "flora"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ffa_lora",
+        *(pytest.param(m, marks=pytest.mark.thorough) for m in ("rolora", "fedex_lora", "flora")),
+    ],
+)
 def test_who_was_away_is_sent_all_that_changed_since(tmp_path, method):
     """Told from who took part: each keeps a copy, and is sent what makes it the server's."""
     experiment = prepared(method=method).experiment
