@@ -147,7 +147,7 @@ def test_the_quickstart_compares_three_runs(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "FFA-LoRA, no privacy" in done.stdout
     assert "plain LoRA (FedAvg), epsilon 6" in done.stdout
-    assert "round 2/2  accuracy" in done.stderr
+    assert "round 2/2  validation" in done.stderr
     page = (out / "report.html").read_text()
     assert "Privacy cost" in page
     assert {path.name for path in out.iterdir()} == {"private", "open", "plain_lora", "report.html"}
