@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,8 @@ from ffalora_jax.network import check_numbers
 
 Read = Callable[[list[str]], tuple[Any, Any, str | None]]
 """Flags -> the experiment, what is asked of the pilot, the folder; raises InputError."""
-
-
 Ask = Callable[[str], str]
+"""A line to show -> the next one that is typed."""
 
 
 class Question(NamedTuple):
@@ -76,7 +76,7 @@ def asked(arguments: Sequence[str], read: Read, ask: Ask = _typed) -> list[str]:
     Args:
         arguments: what was given already; it is what Enter takes.
         read: checks an answer.
-        ask: shows a line and returns the next one that is typed.
+        ask: what shows a question and takes its answer.
 
     Raises:
         InputError: what was given already cannot be used, or the answers end before the questions do.
@@ -97,31 +97,32 @@ def asked(arguments: Sequence[str], read: Read, ask: Ask = _typed) -> list[str]:
             "pilot.minutes": asked_so_far.quick,
         }
         if not needless.get(question.settings[0]):
-            given, _ = _answer(question, given, read, ask, count=len(names))
+            ready = partial(_of_sites, question, len(names))
+            given, _ = _answer(question, given, read, ask, ready)
     _say(f"The same without questions: {shlex.join(['ffalora', 'pilot', *given])}")
     return given
 
 
 def _about_data(given: list[str], read: Read, ask: Ask) -> tuple[list[str], tuple[str, ...]]:
     """Returns the arguments with the answers, and the sites' names, where they have some."""
-    given, _ = _answer(PATH, given, read, ask)
+    given, _ = _answer(PATH, given, read, ask, _path)
     data = read(given)[0].data
     if data.path is None:
         return given, ()
+    table, files = _columns(data.path), _files(data.path)
+    _say(f"Its columns: {', '.join(table)}.")
     if data.name != "csv":
         given = [*given, "--data.name=csv"]
-    known = columns_of(data.path)
-    _say(f"Its columns: {', '.join(known)}.")
     for question in COLUMNS:
-        given, _ = _answer(question, given, read, ask, known)
-    files = _files(data.path)
+        given, _ = _answer(question, given, read, ask, partial(_column, table))
     names = tuple(file.stem for file in files)
     if len(files) == 1:
-        given, site = _answer(SITE, given, read, ask, known)
+        if data.client not in (None, *table):
+            given = [*given, "--data.client=None"]
+        given, site = _answer(SITE, given, read, ask, partial(_column, table))
         if not site:
-            gone = [] if data.client is None else ["--data.client=None"]
-            return _answer(COUNT, [*given, *gone, "--partition.name=iid"], read, ask)[0], ()
-        names = codes(csv_files.read(files[0])[site], site, str(files[0]))[1]
+            return _answer(COUNT, [*given, "--partition.name=iid"], read, ask)[0], ()
+        names = codes(table[site], site, str(files[0]))[1]
     is_natural = read(given)[0].partition.name == "natural"
     return given if is_natural else [*given, "--partition.name=natural"], names
 
@@ -131,13 +132,13 @@ def _answer(
     given: list[str],
     read: Read,
     ask: Ask,
-    known: Sequence[str] = (),
-    count: int = 0,
+    ready: Callable[[str], str] = str,
 ) -> tuple[list[str], str]:
-    """Asks until the answer can be used; returns the arguments with it, and the answer."""
+    """Asks until the answer can be used; returns the arguments with it, and the answer.
+
+    ``ready`` makes an answer ready, or refuses it; so it does what Enter takes.
+    """
     now = [str(_value(name, *read(given)[:2]) or "") for name in question.settings]
-    if question is SITE and now[0] not in known:
-        now = [""]
     shown = " and ".join(dict.fromkeys(now)) or question.unset
     while True:
         try:
@@ -147,23 +148,34 @@ def _answer(
                 f"The answers ended before the question {question.words!r}: give flags, or an experiment "
                 "file, where nobody can be asked."
             ) from None
-        if not answer and (not known or now[0] in ("", *known)):
-            return given, now[0]
-        answer = answer or now[0]
         try:
-            if question is PATH:
-                answer = os.path.expanduser(answer.strip("\"'"))
-                columns_of(answer)
-            if known and answer not in known:  # so is what Enter takes
-                raise InputError(f"No column {answer!r}: choose from {', '.join(known)}.")
-            more = [*given, *(f"--{_flag(name)}={answer}" for name in question.settings)]
+            if not answer:
+                return given, ready(now[0]) if now[0] else ""
+            answer = ready(answer)
+            more = [*given, *(f"--{name.replace('_', '-')}={answer}" for name in question.settings)]
             read(more)
-            for name in question.settings:
-                if name.startswith("sites."):
-                    check_numbers(name, answer, count)
             return more, answer
         except InputError as error:
             _say(str(error))
+
+
+def _path(answer: str) -> str:
+    found = os.path.expanduser(answer.strip("\"'"))
+    _columns(found)
+    return found
+
+
+def _column(table: dict[str, list], answer: str) -> str:
+    if answer not in table:
+        raise InputError(f"No column {answer!r}: choose from {', '.join(table)}.")
+    return answer
+
+
+def _of_sites(question: Question, count: int, answer: str) -> str:
+    for name in question.settings:
+        if name.startswith("sites."):
+            check_numbers(name, answer, count)
+    return answer
 
 
 def _say(line: str) -> None:
@@ -176,12 +188,8 @@ def _value(setting: str, experiment: Any, pilot: Any) -> Any:
     return getattr(pilot if table == "pilot" else getattr(experiment, table), name)
 
 
-def _flag(setting: str) -> str:
-    return setting.replace("_", "-")
-
-
-def columns_of(path: str) -> list[str]:
-    """Returns the columns of a CSV file, or of a folder's first.
+def _columns(path: str) -> dict[str, list]:
+    """Reads a CSV file, or a folder's first.
 
     Raises:
         InputError: there is none, or it cannot be read.
@@ -190,12 +198,12 @@ def columns_of(path: str) -> list[str]:
     if not files or not files[0].is_file():
         raise InputError(f"Expected a CSV file, or a folder with some, got {path!r}.")
     try:
-        found = list(csv_files.read(files[0]))
+        table = csv_files.read(files[0])
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read {str(files[0])!r}: {error}.") from None
-    if not found:
+    if not table:
         raise InputError(f"{str(files[0])!r} is empty: expected a header and rows.")
-    return found
+    return table
 
 
 def _files(path: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """What many runs have in common, made once: data sets, models, encoded examples, what lies below adapters."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ class Loader:
         self.data, self.given = data, model
         self._kept: dict[tuple, Any] = {}
         self._expected: list[tuple[Sequence[Experiment], float]] = []
+        self._times: dict[tuple | None, float] = {}
+        """Runs, in whole ones, by what their prefix follows from."""
 
     def once(self, name: tuple, make: Callable[[], Any]) -> Any:
         """Returns what was made under that name, or makes it."""
@@ -112,7 +115,7 @@ class Loader:
             kept, note = kept_prefix(setting, seen, rows, draws)
             return kept if kept is None else place(kept), note
 
-        together = int(self._times(experiment) * draws)
+        together = int(self._sharing(experiment) * draws)
         if together > draws and is_worth(together, every):
             kept, note = self.once((*name, "all"), lambda: keep("auto", every, together))
             if kept is not None:
@@ -121,13 +124,13 @@ class Loader:
             return kept_prefix(setting, seen, rows, draws)
         return self.once((*name, rows.tobytes()), lambda: keep(setting, rows, draws))
 
-    def _times(self, experiment: Experiment) -> float:
+    def _sharing(self, experiment: Experiment) -> float:
         """Returns how many runs, in whole ones, share what lies below a run's adapters."""
-        mine = self._below(experiment)
-        return max(
-            (share * sum(self._below(e) == mine for e in them) for them, share in self._expected),
-            default=0.0,
-        )
+        for experiments, share in self._expected:
+            for name, count in Counter(map(self._below, experiments)).items():
+                self._times[name] = max(self._times.get(name, 0.0), share * count)
+        self._expected.clear()
+        return self._times.get(self._below(experiment), 0.0)
 
     def _below(self, experiment: Experiment) -> tuple | None:
         """Returns what a run's prefix follows from; None if the run cannot be made."""
