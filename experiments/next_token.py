@@ -39,10 +39,8 @@ def run(ask: _frame.Ask) -> list[Row]:
     rows = []
     kinds = {"epsilon 6": {}} | ({} if ask.small else {"no privacy": OPEN})
     for kind, changes in kinds.items():
-        for rates in (
-            RATES[1:],
-            RATES[:1],
-        ):  # the smallest when the others had shown that it is needed
+        # The smallest one when the others had shown, both at the grid's end, that it is needed.
+        for rates in (RATES[1:], RATES[:1]):
             over = {"method.name": [LORA, FFA], RATE: rates}
             name = kind if rates[0] == RATES[1] else f"{kind}, rate {rates[0]:g}"
             found = _frame.searched(ask, name, base.replace(**changes), over, data)

@@ -17,10 +17,11 @@ def recommendation(found: dict[str, Any], t: Texts) -> dict[str, Any]:
     if method is None:
         return {"answer": t("nothing"), "reasons": [], "certainty": t("certainty", level=t("low"))}
     certainty = t("certainty", level=t(result["certainty"]))
-    if result["decision"] == "not_shown" and result["repetitions"]:
-        certainty = t(
-            "basis", repetitions=result["repetitions"]
-        )  # how sure one is of nothing says nothing
+    pairs = result["repetitions"]
+    if (
+        result["decision"] == "not_shown" and pairs
+    ):  # nothing is known of which one could be certain
+        certainty = t("basis", repetitions=pairs)
     return {
         "answer": t(result["decision"], method=t(method)),
         "reasons": [_reason(found, t), *_against_the_other(found, t)],
