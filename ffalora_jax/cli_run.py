@@ -42,7 +42,8 @@ def resume(arguments: list[str], use_jax: Callable[[], None]) -> int:
     parser = parser_of(
         "resume",
         "Go on with a run, to the same bits as if it had not stopped. A pilot goes on for its minutes again "
-        "and takes the flags of `ffalora pilot`: --minutes, --language, --price-per-gb and so on.",
+        "and takes the flags of `ffalora pilot`: --minutes, --language, --price-per-gb and so on; with "
+        "--page nothing is run, its page alone is written anew.",
     )
     parser.add_argument("run", help="folder of the run, or of a search or a pilot")
     parser.add_argument("--rounds", type=int, default=0, help="rounds to add to those planned")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from unicodedata import category
 
 from typing_extensions import Doc
 
@@ -54,6 +55,10 @@ class PilotConfig:
         one_of(LANGUAGES, **{"pilot.language": self.language})
         if self.price_per_gb is not None and not 0 <= self.price_per_gb < float("inf"):
             raise InputError(f"Expected pilot.price_per_gb >= 0, got {self.price_per_gb}.")
+        if not any(letter.isalpha() or category(letter) == "Sc" for letter in self.currency):
+            raise InputError(
+                f"Expected pilot.currency as a code or a sign (EUR, €), got {self.currency!r}."
+            )
         if self.canaries < 0:
             raise InputError(f"Expected pilot.canaries >= 0, got {self.canaries}.")
 

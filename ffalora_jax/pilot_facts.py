@@ -6,6 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ffalora_jax import pilot_rules, search_cost
+from ffalora_jax.held_out import scored_rows
 from ffalora_jax.loaded_run import Run
 from ffalora_jax.pilot_course import (
     ALONE,
@@ -101,6 +102,7 @@ class Facts:
             "rank": settings.method.rank,
             "layers": settings.method.layers,
             "max_test": settings.max_test,
+            "tested": sum(len(rows) for rows in scored_rows(self.pilot.first)),
             "mechanism": settings.privacy.mechanism,
             "unit": self.pilot.first.plan.unit,
             "epsilon": settings.privacy.budget,

@@ -116,6 +116,32 @@ def pilot(
         return _through(going)
 
 
+def page_again(experiment: Experiment, asked: PilotConfig, path: str | Path) -> Pilot:
+    """Writes a pilot's page anew from what it found, in another language or at other prices; runs nothing.
+
+    Raises:
+        InputError: there is no page yet, it is an older version's, or settings are not the pilot's.
+    """
+    path = Path(path)
+    before = _read(path)
+    if not before:
+        raise InputError(f"{str(path)!r} has no page yet: `ffalora resume {path}` makes one.")
+    given = json.loads((path / SECRET).read_text())["given"]
+    _check_same(path, experiment.resolved(), asked, given)
+    facts = before | {"asked": before["asked"] | vars(asked)}
+    with locked(path / FILE):
+        try:
+            pilot_page.write_page(facts, path / PAGE, asked.language)
+        except KeyError as error:
+            raise InputError(
+                f"{path / FOUND} is of another version, without {error}: `ffalora resume {path}` makes "
+                "it anew."
+            ) from None
+        write_atomically(path / FOUND, _as_text(facts))
+        write_atomically(path / FILE, with_table(experiment.resolved(), "pilot", asked))
+    return Pilot(path, facts)
+
+
 def _is_half_made(path: Path) -> bool:
     """Whether the folder is one whose making was cut off."""
     return path.is_dir() and {file.name for file in path.iterdir()} <= {SECRET}
@@ -196,12 +222,16 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def _as_text(facts: dict[str, Any]) -> str:
+    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+
+
 def _written(going: Piloting, audit: dict[str, Any] | None) -> Pilot | None:
     """Writes pilot.json and the page; returns None before the first run that was made."""
     if all(answer.row["status"] == "refused" for answer in going.answers):
         return None
-    text = json.dumps(plain(found(going, audit)), indent=2, ensure_ascii=False)
+    text = _as_text(plain(found(going, audit)))
     facts = json.loads(text)  # as whoever reads the file has them
-    write_atomically(going.path / FOUND, text + "\n")
+    write_atomically(going.path / FOUND, text)
     pilot_page.write_page(facts, going.path / PAGE, going.asked.language)
     return Pilot(going.path, facts)

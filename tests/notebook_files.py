@@ -52,7 +52,7 @@ def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell["id"] = f"cell-{number}"
         cell["metadata"] = {}
         if cell.cell_type == "code":
-            cell["outputs"] = [one for one in cell.outputs if one.get("name") != "stderr"]
+            cell["outputs"] = _whole_streams(cell.outputs)
             for one in cell.outputs:
                 if "image/png" in one.get("data", {}):
                     one["data"].pop("text/plain", None)
@@ -64,6 +64,17 @@ def tidied(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _whole_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Leaves errors' text away, and joins what was printed in one go but came in pieces."""
+    whole = []
+    for one in (one for one in outputs if one.get("name") != "stderr"):
+        if whole and one.output_type == "stream" == whole[-1].output_type:
+            whole[-1]["text"] += one["text"]
+        else:
+            whole.append(one)
+    return whole
 
 
 def in_few_colors(picture: str) -> str:

@@ -41,6 +41,7 @@ def example(**changes: Any) -> dict[str, Any]:
             "deadline": None,
             "layers": "4-5",
             "max_test": 300,
+            "tested": 1234,
             "mechanism": "dp_sgd",
             "unit": "example",
             "epsilon": 6.0,

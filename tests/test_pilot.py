@@ -149,6 +149,32 @@ def test_gone_on_with_nothing_is_made_again(made, capsys):
 
 
 @pytest.mark.thorough
+def test_the_page_alone_is_written_anew_without_data_or_runs(made, tmp_path, capsys):
+    path = tmp_path / "kept"
+    path.mkdir()
+    for name in ("pilot.toml", "pilot.json", "secret.json"):  # neither runs nor the data
+        shutil.copy(made[0].path / name, path)
+    again = ["resume", str(path), "--page", "--currency", "EUR", "--price-per-gb"]
+    assert cli.main([*again, "3", "--language", "en"]) == 0
+    assert str(path / "pilot.html") in capsys.readouterr().out
+    assert "3.00 EUR" in (path / "pilot.html").read_text()
+    before = json.loads((made[0].path / "pilot.json").read_text())
+    now = json.loads((path / "pilot.json").read_text())
+    assert {n: v for n, v in now.items() if n != "asked"} == {
+        n: v for n, v in before.items() if n != "asked"
+    }
+    assert cli.main([*again, "3", "--rounds", "7"]) == 2
+    assert "of other settings" in capsys.readouterr().err
+    (path / "pilot.json").write_text(json.dumps({**now, "about": {}}))
+    assert cli.main([*again, "4"]) == 2
+    assert "of another version" in capsys.readouterr().err
+    assert "3.00 EUR" in (path / "pilot.html").read_text()
+    (path / "pilot.json").unlink()
+    assert cli.main([*again, "4"]) == 2
+    assert "has no page yet" in capsys.readouterr().err
+
+
+@pytest.mark.thorough
 def test_when_the_time_is_over_the_page_is_of_what_there_is_and_resume_goes_on(tmp_path):
     short = ffa.pilot(small(), {"minutes": 1e-3}, out=tmp_path / "short")
     assert short.found["runs"] == 1

@@ -1,5 +1,6 @@
 """The pilot's page says what was found, in two languages alike, and nothing that was not looked at."""
 
+import math
 import re
 import string
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from ffalora_jax import pilot_page
 from ffalora_jax.config_pilot import LANGUAGES
-from ffalora_jax.pilot_page import advice, sentences
+from ffalora_jax.pilot_page import advice, figures, sentences
 from ffalora_jax.pilot_page.texts import Texts
 from tests.pilot_examples import barely_begun, example, interval, with_links
 
@@ -84,8 +85,56 @@ def test_who_gains_and_who_loses_is_said_by_interval_not_by_mean(tmp_path):
     found = example()
     said = sentences.sites(found, Texts("en"))["said"]
     assert said == ["Gain: movies.", "Lose: nyt.", "Not shown either way: amazon."]
-    found["sites"][0]["gain"] = interval(0.05)  # too few repetitions for an interval
-    assert "Gain: movies." not in sentences.sites(found, Texts("en"))["said"]
+
+
+def test_of_too_few_repetitions_nothing_is_said_of_single_sites():
+    found, t = example(), Texts("en")
+    for site in found["sites"]:
+        site["gain"] = interval(0.05)
+    shown = sentences.sites(found, t)
+    assert shown["said"] == [t("few_repetitions")]
+    assert shown["winners"] == []
+
+
+def test_an_interval_that_says_nothing_is_not_shown_in_figures():
+    found, t = example(), Texts("en")
+    found["sites"][0]["gain"] = interval(0.067, 0.9)
+    assert sentences.sites(found, t)["rows"][0][-1] == "+6.7 (not clear)"
+
+
+@pytest.mark.parametrize("budget", [0.1, 1.0, 6.0])
+def test_the_share_of_right_guesses_is_what_randomised_response_gives(budget):
+    # The mechanism that answers truly with probability e^epsilon / (1 + e^epsilon) is epsilon-private, and
+    # whoever believes its answer is right just as often; with delta it may tell all in that share of cases.
+    truly = math.exp(budget) / (1 + math.exp(budget))
+    assert sentences.most_guessed(budget, 0.0) == pytest.approx(truly)
+    told, delta = 0.01, 0.01
+    assert sentences.most_guessed(budget, delta) == pytest.approx(told + (1 - told) * truly)
+
+
+def test_what_an_epsilon_promises_is_said_as_a_share_of_right_guesses(tmp_path):
+    found = example()
+    found["about"] |= {"epsilon": 9.0}
+    page = written(found, tmp_path)
+    assert "99.9 %+ of the time at epsilon 9, 99.8 % of the time at epsilon 6, 95.3 % of" in page
+    assert "whether one training example took part" in page
+    found["about"] |= {"unit": "client"}
+    assert "whether one whole site took part" in written(found, tmp_path)
+
+
+def test_few_scored_examples_are_named_as_a_limit(tmp_path):
+    found, fine = example(), "each of them counts"
+    assert fine not in written(found, tmp_path)
+    assert "1,234 examples a repetition" in written(found, tmp_path)
+    found["about"] |= {"tested": 41}
+    assert "scores 41 examples, so each of them counts 2.4 points" in written(found, tmp_path)
+
+
+def test_a_single_run_is_drawn_hollow(tmp_path):
+    found = example()
+    filled = figures.by_epsilon(found, Texts("en"))
+    found["privacy"][2]["each"] = {0: 0.775}
+    assert figures.by_epsilon(found, Texts("en")) != filled
 
 
 def test_half_the_traffic_is_told_in_bytes_time_and_money_of_a_month(tmp_path):
@@ -173,8 +222,8 @@ def test_of_many_sites_the_furthest_apart_are_shown_and_the_others_counted(tmp_p
         one | {"name": f"s{k:03d}", "gain": interval(k / 1000, 0.5)} for k in range(300)
     ]
     page = written(found, tmp_path)
-    assert page.count('<th scope="row">s') == 12
-    assert "288 more sites lie in between" in page
+    assert page.count('<th scope="row">s') == 8
+    assert "292 more sites lie in between" in page
     assert "s000" in page
     assert "s299" in page
 

@@ -7,6 +7,8 @@ from ffalora_jax.pilot_page.texts import Texts, epsilon, percent, small
 
 CLAIMS = {"dp_sgd_secagg": "claim_sum", "dp_sgd": "claim_local", "dp_fedavg": "claim_server"}
 """By how a mechanism's name begins: against whom its promise holds."""
+COARSE = 100
+"""Examples of a repetition: with fewer, one of them counts more than a point."""
 
 
 def risk(found: dict[str, Any], t: Texts) -> list[str]:
@@ -58,6 +60,9 @@ def _spent(found: dict[str, Any], t: Texts) -> list[str]:
 def limits(found: dict[str, Any], t: Texts) -> list[str]:
     """Says what the pilot cannot say."""
     said = [t("limit_data"), t("limit_held_out"), t("limit_simulated")]
+    count = found["about"]["tested"]
+    if 0 < count < COARSE:
+        said.append(t("limit_few", count=count, points=f"{100 / count:.1f}"))
     if found["asked"]["quick"]:
         said.append(
             t("limit_quick", layers=found["about"]["layers"], test=found["about"]["max_test"])

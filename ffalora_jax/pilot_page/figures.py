@@ -22,7 +22,8 @@ def by_epsilon(found: dict[str, Any], t: Texts) -> str | None:
             mean, low, high = (point[name] for name in ("mean", "low", "high"))
             if low is not None:
                 axes.plot([place, place], [low, high], color=color(0), linewidth=4, alpha=0.35)
-            axes.plot([place], [mean], "o", color=color(0))
+            face = "white" if len(point["each"]) == 1 else color(0)
+            axes.plot([place], [mean], "o", color=color(0), markerfacecolor=face)
             axes.annotate(f"{100 * mean:.1f} %", (place, mean), (7, 4), textcoords="offset points")
         if found["majority"] is not None:
             axes.axhline(found["majority"], color=FAINT, linestyle="--", linewidth=1)

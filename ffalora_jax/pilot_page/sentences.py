@@ -1,11 +1,14 @@
 """What the page says, put together from the figures; the words are the language's."""
 
+import math
 from typing import Any
 
 from ffalora_jax.pilot_page.texts import Texts, epsilon, percent, points, size, small
 from ffalora_jax.pilot_rules import FEW
 
-MOST_ROWS = 12
+MOST_ROWS = 8
+WIDEST = 0.5
+"""Of a site's interval, as a share: a wider one says nothing."""
 MONTH_LINE = 1
 """Of ``report.times.RATES``: 10 Mbit/s, a weak office line."""
 
@@ -74,10 +77,11 @@ def tiles(found: dict[str, Any], t: Texts) -> list[tuple[str, str]]:
     """Returns the few figures that matter most."""
     about, mine, safe = found["about"], chosen(found), found["risk"]["safe_accuracy"]
     kind, majority = things(found, t), found["majority"]
+    facts = {"things": kind, "count": f"{about['tested']:,}"}
     right = (
-        t("tile_accuracy_plain", things=kind)
+        t("tile_accuracy_plain", **facts)
         if majority is None
-        else t("tile_accuracy", things=kind, majority=percent(majority))
+        else t("tile_accuracy", **facts, majority=percent(majority))
     )
     return [
         (percent(mine["accuracy"]["mean"]), right),
@@ -91,15 +95,42 @@ def tiles(found: dict[str, Any], t: Texts) -> list[tuple[str, str]]:
 
 
 def privacy(found: dict[str, Any], t: Texts) -> list[str]:
-    """Says what privacy costs."""
-    said, cost = [], found["privacy_cost"]
+    """Says what the promise means, and what it costs."""
+    said, cost = [_promise(found, t)], found["privacy_cost"]
     at = epsilon(found["about"]["epsilon"], t("no_privacy"))
     if cost["mean"] is not None:
         facts = {"epsilon": at, "interval": t.interval(cost), "points": f"{100 * cost['mean']:.1f}"}
         said.append(_cost(cost, facts, t))
     if found["tightest"] is not None:
         said.append(t("tightest", tightest=epsilon(found["tightest"], ""), epsilon=at))
-    return said or [t("no_sites")]
+    return said if len(said) > 1 else [*said, t("no_sites")]
+
+
+def _promise(found: dict[str, Any], t: Texts) -> str:
+    """Says what each epsilon leaves to whoever guesses."""
+    about = found["about"]
+    budgets = {about["epsilon"], *(one["epsilon"] for one in found["privacy"])} - {None}
+    each = [
+        t("promise_at", epsilon=epsilon(one, ""), most=_guessed(most_guessed(one, about["delta"])))
+        for one in sorted(budgets, reverse=True)
+    ]
+    return t("promise", unit=t(f"unit_{about['unit']}"), each=t.names(each))
+
+
+def most_guessed(budget: float, delta: float) -> float:
+    """Returns the share of right guesses that no attacker exceeds.
+
+    One of two neighbouring data sets is taken by a fair coin and guessed from what is released. Where that
+    is (epsilon, delta)-private, the guess is right with probability (e^epsilon + delta) / (1 + e^epsilon) at
+    most.
+
+    Reference: Kairouz, Oh, Viswanath, "The composition theorem for differential privacy", ICML 2015, sec. 2.
+    """
+    return min(1.0, (1 + delta * math.exp(-budget)) / (1 + math.exp(-budget)))
+
+
+def _guessed(share: float) -> str:
+    return "99.9 %+" if share >= 0.9995 else percent(share)
 
 
 def _cost(cost: dict[str, Any], facts: dict[str, str], t: Texts) -> str:
@@ -222,11 +253,13 @@ def sites(found: dict[str, Any], t: Texts) -> dict[str, Any]:
     for site in shown:
         groups[_group(site["gain"])].append(site["name"])
     said = [t(key, names=t.names(names)) for key, names in groups.items() if names]
+    if all(site["gain"]["low"] is None for site in shown):
+        said = [t("few_repetitions")]
     if len(shown) < len(ordered):
         said.append(t("more_sites", count=len(ordered) - len(shown)))
     if not found["about"]["own_sites"]:
         said.append(t("dealt_sites"))
-    rows = [_site(site) for site in shown]
+    rows = [_site(site, t) for site in shown]
     winners = [site["name"] for site in ordered if _group(site["gain"]) == "winners"]
     return {"rows": rows, "said": said if rows else [t("no_sites")], "winners": winners}
 
@@ -238,10 +271,12 @@ def _group(gain: dict[str, Any]) -> str:
     return "losers" if gain["high"] is not None and gain["high"] < 0 else "open"
 
 
-def _site(site: dict[str, Any]) -> list[str]:
+def _site(site: dict[str, Any], t: Texts) -> list[str]:
     gain = site["gain"]
     change = points(gain["mean"])
-    if gain["low"] is not None:
+    if gain["low"] is not None and gain["high"] - gain["low"] > WIDEST:
+        change += t("unclear")
+    elif gain["low"] is not None:
         change += f" ({points(gain['low'])} … {points(gain['high'])})"
     count = "–" if site["examples"] is None else f"{site['examples']:,}"
     return [site["name"], count, percent(site["alone"]), percent(site["together"]), change]
