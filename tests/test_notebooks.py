@@ -7,6 +7,7 @@ import re
 import socket
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -102,6 +103,17 @@ def test_a_kept_picture_has_the_colours_of_its_lines():
     for color in _axes.COLORS:
         wanted = [round(255 * part) for part in to_rgb(color)]
         assert np.abs(pixels - np.array([wanted])).sum(axis=1).min() <= 3
+
+
+def test_what_came_in_pieces_is_kept_as_one():
+    def printed(text: str, name: str = "stdout"):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    picture = nbformat.v4.new_output("display_data", data={})
+    kept = notebook_files._whole_streams(
+        [printed("a\n"), printed("late", "stderr"), printed("b\n"), picture, printed("c\n")]
+    )
+    assert [one.get("text") for one in kept] == ["a\nb\n", None, "c\n"]
 
 
 @pytest.mark.parametrize(
