@@ -8,8 +8,8 @@ from typing import Any
 from ffalora_jax import flags
 from ffalora_jax.devices import device_of
 from ffalora_jax.errors import InputError
+from ffalora_jax.report import words
 
-GIB, MIB = 2**30, 2**20
 NOTES = (
     "time on a named device: operations over 35 % of its makers' dense peak; assumed, not measured",
     "other numbers of clients (--clients N, --cohort N in a round) are on paper, like those there are",
@@ -79,27 +79,29 @@ def text_of(found: dict[str, Any]) -> str:
         ("prefix cache", found["prefix_cache"]),
         ("privacy", _privacy(privacy)),
         ("operations", _operations(found)),
-        (
-            "memory",
-            f"{'' if memory['fits'] else 'DOES NOT FIT: '}{memory['total'] / GIB:.2f} GiB of "
-            f"{memory['free'] / GIB:.1f} free: model "
-            f"{memory['model'] / GIB:.2f}, each client at once {memory['per_client_at_once'] / GIB:.3f}",
-        ),
-        (
-            "examples",
-            f"{memory['data'] / MIB:,.0f} MiB on the {found['client_data']}"
-            + (
-                f", {memory['moved_per_round'] / MIB:,.1f} MiB moved a round"
-                if found["client_data"] == "host"
-                else ""
-            ),
-        ),
+        ("memory", _memory(memory)),
+        ("examples", _examples(found)),
         ("sent", _sent(found["bytes"])),
         ("time", _time(seconds, found["measured"])),
     ]
     width = max(len(name) for name, _ in lines)
     body = [f"{name:<{width}}  {value}" for name, value in lines]
     return "\n".join([*body, "", *(f"- {note}" for note in NOTES)])
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    total, free, model, each = (
+        words.size(memory[name]) for name in ("total", "free", "model", "per_client_at_once")
+    )
+    wrong = "" if memory["fits"] else "DOES NOT FIT: "
+    return f"{wrong}{total} of {free} free: model {model}, each client at once {each}"
+
+
+def _examples(found: dict[str, Any]) -> str:
+    memory = found["memory"]
+    moved = f", {words.size(memory['moved_per_round'])} moved a round"
+    where = found["client_data"]
+    return f"{words.size(memory['data'])} on the {where}{moved if where == 'host' else ''}"
 
 
 def _privacy(privacy: dict[str, Any] | None) -> str:
@@ -116,14 +118,21 @@ def _privacy(privacy: dict[str, Any] | None) -> str:
 def _operations(found: dict[str, Any]) -> str:
     flops = found["flops"]
     return (
-        f"{flops['client_step'] / 1e9:,.1f} GFLOP a client's step "
-        f"({found['tokens_per_client_step']:,.0f} tokens), {flops['run'] / 1e12:,.2f} TFLOP in all"
+        f"{_work(flops['client_step'])} a client's step "
+        f"({found['tokens_per_client_step']:,.0f} tokens), {_work(flops['run'])} in all"
     )
 
 
+def _work(operations: float) -> str:
+    for power, unit in ((15, "PFLOP"), (12, "TFLOP"), (9, "GFLOP")):
+        if operations >= 10**power:
+            return f"{operations / 10**power:,.3g} {unit}"
+    return f"{operations / 1e6:,.3g} MFLOP"
+
+
 def _sent(sent: dict[str, int]) -> str:
-    up, down, run = (sent[name] / 1e6 for name in ("up_per_round", "down_per_round", "run"))
-    return f"{up:,.2f} MB up and {down:,.2f} MB down a round, {run:,.1f} MB in all"
+    up, down, run = (words.size(sent[name]) for name in ("up_per_round", "down_per_round", "run"))
+    return f"{up} up and {down} down a round, {run} in all"
 
 
 def _time(seconds: dict[str, float] | None, measured: bool) -> str:
