@@ -6,7 +6,7 @@ Written for a single client without a client axis; ``round`` names that axis.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,8 @@ def make_local_update(
 ) -> Callable:
     """Builds ``(noise_key, round_index, frozen, data, participant) -> (end, Memory, ClientFacts)``.
 
+    Where the mechanism sums integers, what moved is given in place of the end.
+
     Guarantee: every number that leaves or stays, personal leaves included, depends on the examples only
     through ``mechanism.private_grad`` of sums whose sensitivity is ``mechanism.clip_norm``. An empty draw
     still adds noise. The optimiser's state starts anew in every round.
@@ -108,6 +110,7 @@ def make_local_update(
     adapt = mechanism.adapt if mechanism.private_update is None else None
     correlated, bound = mechanism.correlated, mechanism.clip_norm
     watch = watch and mechanism.private_update is None and correlated is None
+    on_grid = mechanism.sums_integers
 
     def local_update(noise_key, round_index, frozen: Frozen, data: ClientData, me: Participant):
         begin = _within(me.start, me.rank)
@@ -156,7 +159,8 @@ def make_local_update(
                 gradient = jax.tree.map(
                     lambda g, w, w0: g + proximal * (w - w0), gradient, trained, start
                 )
-            change, mine = optimizer.update(gradient, states[number], trained)
+            update: Any = optimizer.update(gradient, states[number], trained)
+            change, mine = update
             if now.learning_rate is not None:  # in a round one number, last factor of any change
                 change = jax.tree.map(lambda leaf: now.learning_rate * leaf, change)
             after = leaves.merge(held, jax.tree.map(jnp.add, trained, change))
@@ -166,7 +170,9 @@ def make_local_update(
             after = after, (*states[:number], mine, *states[number + 1 :]), factor, sums, past
             if me.local_steps is not None:  # what is left out changes nothing, and drew nothing
                 after = jax.tree.map(partial(jnp.where, index < me.local_steps), after, carry)
-            return after, (facts, _heard(total, now.noise_multiplier * bound) if watch else None)
+            moved = leaves.merge(jax.tree.map(jnp.zeros_like, held), change) if on_grid else None
+            heard = _heard(total, now.noise_multiplier * bound) if watch else None
+            return after, (facts, heard, moved)
 
         def step(carry, here):
             index, batch = here
@@ -192,8 +198,12 @@ def make_local_update(
         states = tuple(optimizer.init(_split(begin, part)[0]) for part in parts)
         sums = controls.at_zero(frozen.control or {})
         carry = begin, states, frozen.clip_factor, sums, me.memory.noise
-        carry, (facts, heard) = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
+        carry, told = jax.lax.scan(step, carry, (jnp.arange(local_steps), batches))
+        facts, heard, moved = told
         end, _, factor, sums, past = carry
+        if on_grid:  # a difference of two ends is rounded as they are, and off the grid
+            end = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), moved)
+            begin = jax.tree.map(jnp.zeros_like, end)
         memory = Memory(noise=past)
         if frozen.control is not None:
             steps = local_steps if me.local_steps is None else me.local_steps

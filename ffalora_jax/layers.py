@@ -31,9 +31,17 @@ def attend(
     """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("...qhc,...khc->...hqk", query * scale, key).astype(jnp.float32)
-    scores = jnp.where(seen[..., None, :, :], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    weights = shares(scores, seen[..., None, :, :]).astype(value.dtype)
     return jnp.einsum("...hqk,...khc->...qhc", weights, value)
+
+
+def shares(scores: Float[Array, "..."], seen: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """Softmax over the slots seen, the last axis; ``seen`` may have leading axes of size 1.
+
+    **Guarantee:** what is not seen has no share at all, however low the scores seen are: another example of
+    the same row would else come in where an example's own scores all lie below ``MASKED``.
+    """
+    return jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1), 0)
 
 
 @jax.custom_vjp

@@ -2,7 +2,7 @@
 
 A generator gives a few jobs, is sent what they scored, and gives the next ones: what is asked later depends
 on what came out. Jobs of one step are runs of few programs, so they are computed together. Repetition 0
-chooses learning rates, so what is reported begins at 1; a quick pilot chooses none and reports 0 as well.
+chooses learning rates, so what is reported begins at 1; a quick pilot reports 0 as well.
 """
 
 import contextlib
@@ -31,6 +31,8 @@ ALL_THERE = {
     "sites.adapt": "none",
 }
 """A site that trains alone waits for nobody and is never away from itself."""
+QUICK_PARTS = (1.0, 0.5, 0.25)
+"""Of the learning rate that is asked for: where a quick pilot looks for that of training alone."""
 
 
 class Job(NamedTuple):
@@ -58,7 +60,8 @@ def course(experiment: Experiment, quick: bool = False, deadline: float | None =
 
     Args:
         experiment: rank, clip norm and budget to start from.
-        quick: one learning rate for all, no look at initialisers, rank, clip norm and share.
+        quick: the learning rate as it is for private training, no look at initialisers, rank, clip norm
+            and share.
         deadline: simulated seconds that slow sites might adapt to; None: there is nothing to gain by it.
     """
     rates = yield from _rates(experiment, quick)
@@ -67,9 +70,9 @@ def course(experiment: Experiment, quick: bool = False, deadline: float | None =
     repeats = range(first, first + REPEATS)
     ways = [("repeat", main), ("alone", alone)]
     # Whether it is worth it at all comes before what it costs.
-    for repeat in repeats:
+    for repeat in repeats[quick:]:
         yield [_of(name, one, repeat) for name, one in ways]
-    without = yield from _without_privacy(main, quick)
+    without = yield from _without_privacy(main, rates[ALONE], quick)
     privacies = [without, *(main | {"privacy.epsilon": e} for e in other_epsilons(experiment))]
     yield [_of("privacy", one, first) for one in privacies]
     if deadline is not None:
@@ -101,9 +104,14 @@ def other_epsilons(experiment: Experiment) -> list[float]:
 
 
 def settings_of(experiment: Experiment, method: str, rate: float) -> dict[str, Any]:
-    """Returns the settings of a method, or of every site alone."""
+    """Returns the settings of a method, or of every site alone.
+
+    A site that trains alone gives nothing away, so it needs no noise: that is what training together under
+    a promise has to beat.
+    """
     found = {"method.name": method, RATE: rate}
     if method == ALONE:
+        found |= dict([OPEN])
         found |= {n: v for n, v in ALL_THERE.items() if _value(experiment, n) != v}
     return found
 
@@ -127,22 +135,42 @@ def longest(experiment: Experiment, quick: bool, deadline: float | None) -> int:
 
 
 def _rates(experiment: Experiment, quick: bool) -> Generator[list[Job], Scores, dict[str, float]]:
-    """Looks for each way's learning rate: half and twice, and on where the best lies at the edge."""
+    """Looks for each way's learning rate.
+
+    A quick pilot looks for that of training alone, which has no noise, and has its first repetition by that.
+    """
     start, ways = experiment.optimizer.learning_rate, (*METHODS, ALONE)
-    if quick:
-        return dict.fromkeys(ways, start)
-    known: dict[str, dict[float, float | None]] = {name: {} for name in ways}
-    todo = {name: [start] for name in ways}
+    bases = {name: settings_of(experiment, name, start) for name in ways}
+    if not quick:
+        return (yield from _searched(bases, start, ("methods", "rate")))
+    jobs = [_of("methods", bases[ALONE] | {RATE: start * part}) for part in QUICK_PARTS]
+    scores = yield [_of("repeat", bases[METHODS[0]]), *jobs]
+    best = best_rate(((job.settings[RATE], scores.get(job)) for job in jobs), start)
+    return dict.fromkeys(METHODS, start) | {ALONE: best}
+
+
+def _searched(
+    bases: dict[str, dict[str, Any]], start: float, questions: tuple[str, str]
+) -> Generator[list[Job], Scores, dict[str, float]]:
+    """Looks for each way's learning rate: half and twice, and on where the best lies at the edge.
+
+    Args:
+        bases: settings of each way.
+        start: rate to begin with.
+        questions: as what the first rate is asked for, and the others.
+    """
+    known: dict[str, dict[float, float | None]] = {name: {} for name in bases}
+    todo = {name: [start] for name in bases}
     for step in range(WIDEST + 1):
-        asked = [
-            _of("rate" if step else "methods", settings_of(experiment, name, rate))
-            for name in ways
+        asked = {
+            (name, rate): _of(questions[step > 0], base | {RATE: rate})
+            for name, base in bases.items()
             for rate in todo[name]
-        ]
-        scores = yield asked
-        for job in asked:
-            known[job.settings["method.name"]][job.settings[RATE]] = scores.get(job)
-        todo = {name: _beside(known[name], start) for name in ways}
+        }
+        scores = yield list(asked.values())
+        for (name, rate), job in asked.items():
+            known[name][rate] = scores.get(job)
+        todo = {name: _beside(known[name], start) for name in bases}
         if not any(todo.values()):
             break
     return {name: best_rate(table.items(), start) for name, table in known.items()}
@@ -155,17 +183,20 @@ def _beside(known: dict[float, float | None], start: float) -> list[float]:
 
 
 def _without_privacy(
-    main: dict[str, Any], quick: bool
+    main: dict[str, Any], rate: float, quick: bool
 ) -> Generator[list[Job], Scores, dict[str, Any]]:
-    """Looks for the learning rate without privacy, where steps are neither clipped nor noised."""
-    open_ = main | dict([OPEN])
+    """Looks for the learning rate without privacy, where steps are neither clipped nor noised.
+
+    Args:
+        main: settings of the main method.
+        rate: of training alone, which has no privacy either; a quick pilot takes it.
+        quick: asks for nothing.
+    """
+    open_ = main | dict([OPEN]) | {RATE: rate}
     if quick:
         return open_
-    rates = [main[RATE], main[RATE] / 2, main[RATE] * 2]
-    jobs = [_of("privacy", open_ | {RATE: rate}) for rate in rates]
-    scores = yield jobs
-    tried = [(job.settings[RATE], scores.get(job)) for job in jobs]
-    return open_ | {RATE: best_rate(tried, main[RATE])}
+    found = yield from _searched({"open": open_}, rate, ("privacy", "privacy"))
+    return open_ | {RATE: found["open"]}
 
 
 def _around(experiment: Experiment, main: dict[str, Any], repeat: int) -> list[Job]:

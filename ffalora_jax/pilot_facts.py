@@ -1,8 +1,9 @@
 """Looks into a pilot's runs: accuracy by privacy, method, site and setting, traffic, time, cost."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from ffalora_jax import pilot_rules, search_cost
@@ -153,7 +154,10 @@ class Facts:
 
     def sites(self, method: str) -> list[dict[str, Any]]:
         """Returns what each site has with the others and alone."""
-        with_others, alone = self.of(self.settings(method)), self.of(self.settings(ALONE))
+        with_others, alone = (
+            {k: row for k, row in self.of(self.settings(one)).items() if row["status"] == "done"}
+            for one in (method, ALONE)
+        )
         both = sorted(with_others.keys() & alone.keys())
         parts = [[self._by_site(rows[k]) for k in both] for rows in (with_others, alone)]
         gains = pilot_rules.gains_of_sites(*parts)
@@ -213,14 +217,19 @@ class Facts:
                 continue
             if moved:
                 bars.setdefault(moved[0], []).append({"value": moved[1], "change": score - start})
-        known = [score for score in base.values() if score is not None]
-        spread = 2 * stdev(known) if len(known) >= pilot_rules.FEW else None
-        return {"bars": bars, "spread": spread}
+        # Repetition 0 chose the rate, so it lies too high to say what chance does.
+        known = [validated(row) for row in self.of(self.main).values()]
+        return {"bars": bars, "spread": pilot_rules.chance([s for s in known if s is not None])}
 
-    def inits(self) -> list[dict[str, Any]]:
-        """Returns every repetition of every initialiser that was tried, failed ones too."""
-        others = [a.row for a in self.pilot.answers if a.job.question == "init"]
-        return [*self.of(self.main).values(), *(r for r in others if r["status"] != "refused")]
+    def rows_at_risk(self, method: str) -> list[dict[str, Any]]:
+        """Returns every repetition of a method, with every initialiser that was tried, failed ones too."""
+        others = [
+            answer.row
+            for answer in self.pilot.answers
+            if answer.job.question == "init" and answer.job.settings["method.name"] == method
+        ]
+        repeated = self.of(self.settings(method)).values()
+        return [*repeated, *(row for row in others if row["status"] != "refused")]
 
     def curve(self, settings: Mapping[str, Any]) -> list[float]:
         """Returns accuracy on the validation part as training went on, on average over the repetitions."""
@@ -231,6 +240,16 @@ class Facts:
         ]
         return [mean(at) for at in zip(*each, strict=False)]
 
+    def month(self, method: str) -> dict[str, Any]:
+        """Returns how often a month the same examples are trained on, and what all of that costs."""
+        rows = self.of(self.settings(method))
+        count = math.ceil(self.pilot.asked.trainings_per_month)
+        epsilon = None
+        if count > 1 and rows:
+            each = [self.run(next(iter(rows.values()))).privacy] * count
+            epsilon = search_cost.of_all(each, same_clients=True).epsilon
+        return {"trainings": count, "epsilon": epsilon}
+
     def spent(self, audit: Mapping[str, Any] | None) -> dict[str, Any]:
         """Returns what all private runs have cost, the audit's and broken-off ones too."""
         files = sorted(self.pilot.path.glob("runs/*/privacy.json"))
@@ -238,8 +257,9 @@ class Facts:
         private = [run for run in runs if run["unit"] is not None]
         if audit is not None and "why" not in audit:  # rounds of the experiment as it stands
             private += [self.run(row).privacy for row in list(self.of(self.main).values())[:1]]
-        repeats = {a.job.repeat for a in self.pilot.answers}
-        cost = search_cost.of_all(private, repeats == {0})
+        # Read off the files: of runs that broke off there is no answer.
+        splits = {Run(RunFolder(file.parent)).experiment.seed for file in files}
+        cost = search_cost.of_all(private, len(splits) == 1)
         return cost._asdict() | {
             "private": len(private),
             "open": sum(r["unit"] is None for r in runs),

@@ -21,14 +21,14 @@ def found(pilot: Piloting, audit: dict[str, Any] | None) -> dict[str, Any]:
     """
     facts, settings = Facts(pilot), pilot.experiment
     options = [facts.option(method) for method in METHODS]
-    alone = facts.tested(ALONE)
-    result = pilot_rules.recommend(options, alone, facts.majority or 0.0)
+    single, majority = facts.option(ALONE), facts.majority
+    result = pilot_rules.recommend(options, single, majority or 0.0)
     chosen = result.method or METHODS[0]
-    together, privacy = facts.tested(chosen), facts.privacy()
+    mine = next(option for option in options if option.method == chosen)
+    together, alone, privacy = mine.accuracy, single.accuracy, facts.privacy()
     shared = sorted(together.keys() & alone.keys())
     each = {one["epsilon"]: one["each"] for one in privacy}
     budget = settings.privacy.budget or 0.0
-    main = facts.option(METHODS[0])
     return {
         "name": settings.name,
         "about": facts.about(),
@@ -38,13 +38,14 @@ def found(pilot: Piloting, audit: dict[str, Any] | None) -> dict[str, Any]:
         "failed": sum(a.row["status"] == "failed" for a in pilot.answers),
         "refused": sorted({a.row["why"] for a in pilot.answers if a.row["status"] == "refused"}),
         "recommendation": _plain(result._asdict()),
-        "against_the_other": _gap(options, chosen),
+        "against_the_other": _gap(options, mine, majority or 0.0),
         "learning_rate": facts.rate(chosen),
-        "majority": facts.majority,
+        "majority": majority,
         "privacy_of": METHODS[0],
         "privacy": privacy,
         "privacy_cost": pilot_rules.paired(each.get(None, {}), each.get(budget, {}))._asdict(),
         "tightest": pilot_rules.tightest({e: v for e, v in each.items() if e is not None}, budget),
+        "month": facts.month(chosen),
         "methods": [facts.method(method) for method in METHODS],
         "paired": {
             "together": mean(together[k] for k in shared) if shared else None,
@@ -53,23 +54,25 @@ def found(pilot: Piloting, audit: dict[str, Any] | None) -> dict[str, Any]:
         "sites": facts.sites(chosen),
         "clock": facts.clock(),
         "sensitivity": facts.sensitivity(),
-        "risk": _risk(main, facts.inits()),
+        "risk": _risk(mine, facts.rows_at_risk(chosen)),
         "audit": audit,
-        "next": {"longer": pilot_rules.longer(facts.curve(facts.main)), "rounds": settings.rounds},
+        "next": {
+            "longer": pilot_rules.longer(facts.curve(facts.settings(chosen))),
+            "rounds": settings.rounds,
+        },
         "spent": facts.spent(audit),
         "releasable": settings.noise_seed is None,
     }
 
 
-def _gap(options: Sequence[Option], chosen: str) -> dict[str, Any] | None:
-    """Returns by how much the chosen method lies above the other one, and over how many repetitions."""
-    mine = next(option for option in options if option.method == chosen)
-    other = next((one for one in options if one.method != chosen and one.accuracy), None)
+def _gap(options: Sequence[Option], mine: Option, majority: float) -> dict[str, Any] | None:
+    """Returns by how much the chosen method lies above the other one, and why it is not the other one."""
+    other = next((one for one in options if one is not mine and (one.accuracy or one.failed)), None)
     if other is None or not mine.accuracy:
         return None
     gap = pilot_rules.paired(mine.accuracy, other.accuracy)
-    pairs = len(mine.accuracy.keys() & other.accuracy.keys())
-    return {"method": other.method, "pairs": pairs, **gap._asdict()}
+    why = pilot_rules.verdict(mine, other, majority)
+    return {"method": other.method, "verdict": why, **gap._asdict()}
 
 
 def _risk(option: Option, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What a pilot recommends, and how sure it is: rules on measured figures, written so that they can be read.
 
     1. Of methods that cannot be told apart the cheaper one is taken (bytes a site): their difference lies
-       inside its interval, or there are fewer than three pairs of repetitions. One that has learned comes
-       before one that has not.
+       inside its interval, or there are fewer than three pairs of repetitions. One of which fewer than a
+       fifth of the runs failed comes before one that fails more often, and one that has learned before one
+       that has not.
     2. It has to learn: one point above always naming the commonest class.
-    3. It is held against training alone, in pairs of one repetition each: the interval of the gain decides.
-    4. Certainty is high from five pairs on without a failed run, medium from three on, else low.
+    3. It is held against training alone, where nothing leaves a site and so nothing is noised, in pairs of
+       one repetition each: the interval of the gain decides.
+    4. Certainty is high from five pairs on without a failed run of either, medium from three on, else low.
 
 Figures are shares of right answers on the test part; intervals are Student's t at 95 %.
 """
@@ -62,25 +64,24 @@ class Recommendation(NamedTuple):
     """Pairs that the gain is taken over."""
 
 
-def recommend(
-    options: Sequence[Option], alone: Mapping[int, float], majority: float
-) -> Recommendation:
+def recommend(options: Sequence[Option], alone: Option, majority: float) -> Recommendation:
     """Applies the rules.
 
     Args:
         options: the ways to train together, at the privacy that is asked for.
-        alone: accuracy of every site's own model on its own part, by repetition.
+        alone: every site's own model on its own part.
         majority: accuracy of always naming each site's commonest class.
     """
     nothing = Interval(None, None, None)
     tried = [option for option in options if option.accuracy]
     if not tried:
         return Recommendation("nothing", "low", None, (), nothing, 0)
-    alike = as_good_as_the_best(tried)
-    alike = [option for option in alike if option.mean >= majority + LEARNS] or alike
+    alike = as_good_as_the_best([option for option in tried if _is_sound(option)] or tried)
+    alike = [option for option in alike if _has_learned(option, majority)] or alike
     chosen = min(alike, key=lambda option: (option.bytes_per_site, option.failed_share))
-    gain, pairs = paired(chosen.accuracy, alone), len(chosen.accuracy.keys() & alone.keys())
-    certainty = _certainty(chosen, gain, pairs)
+    gain = paired(chosen.accuracy, alone.accuracy)
+    pairs = len(chosen.accuracy.keys() & alone.accuracy.keys())
+    certainty = _certainty(chosen, alone, gain, pairs)
     decision = _decision(chosen, gain, majority, certainty)
     names = tuple(option.method for option in alike)
     return Recommendation(decision, certainty, chosen.method, names, gain, pairs)
@@ -90,6 +91,32 @@ def as_good_as_the_best(options: Sequence[Option]) -> list[Option]:
     """Returns the best mean's option and those that cannot be told from it."""
     best = max(options, key=lambda option: option.mean)
     return [option for option in options if option is best or _is_alike(best, option)]
+
+
+def verdict(chosen: Option, other: Option, majority: float) -> str:
+    """Returns why not the other one.
+
+    Returns:
+        ``better`` beyond the interval of the difference; ``failing``: the other one fails too often;
+        ``unlearned``: it has not learned; ``close``: too few pairs to tell; ``alike``: the difference lies
+        inside its interval.
+    """
+    gap = paired(chosen.accuracy, other.accuracy)
+    if gap.low is not None and gap.low > 0:
+        return "better"
+    if _is_sound(chosen) and not _is_sound(other):
+        return "failing"
+    if _has_learned(chosen, majority) and not _has_learned(other, majority):
+        return "unlearned"
+    return "close" if gap.low is None else "alike"
+
+
+def _is_sound(option: Option) -> bool:
+    return option.failed_share < MOST_FAILED
+
+
+def _has_learned(option: Option, majority: float) -> bool:
+    return option.mean >= majority + LEARNS
 
 
 def _is_alike(best: Option, other: Option) -> bool:
@@ -105,7 +132,7 @@ def paired(one: Mapping[int, float], other: Mapping[int, float], level: float = 
 
 
 def _decision(chosen: Option, gain: Interval, majority: float, certainty: str) -> str:
-    if chosen.mean < majority + LEARNS:
+    if not _has_learned(chosen, majority):
         return "no_learning"
     if gain.mean is None or gain.low is None or gain.high is None:
         return "not_shown"
@@ -116,11 +143,11 @@ def _decision(chosen: Option, gain: Interval, majority: float, certainty: str) -
     return "promising" if certainty == "low" else "roll_out"
 
 
-def _certainty(chosen: Option, gain: Interval, pairs: int) -> str:
+def _certainty(chosen: Option, alone: Option, gain: Interval, pairs: int) -> str:
     settled = gain.low is not None and gain.high is not None and (gain.low > 0 or gain.high < 0)
-    if pairs >= MANY and chosen.failed == 0 and settled:
+    if pairs >= MANY and chosen.failed == alone.failed == 0 and settled:
         return "high"
-    return "medium" if pairs >= FEW and chosen.failed_share < MOST_FAILED else "low"
+    return "medium" if pairs >= FEW and _is_sound(chosen) and _is_sound(alone) else "low"
 
 
 def safe_accuracy(values: Sequence[float]) -> float | None:
@@ -164,6 +191,19 @@ def gains_of_sites(
         for name, both in by_site.items()
         if both[0].keys() & both[1].keys()
     }
+
+
+def chance(values: Sequence[float]) -> float | None:
+    """Returns by how much two runs differ by chance in 19 of 20 cases; None of fewer than three of them.
+
+    t s sqrt(2) at 95 %, two-sided: each of the two has the spread s of the repetitions.
+    """
+    from scipy.stats import t
+
+    if len(values) < FEW:
+        return None
+    spread = float(np.std(values, ddof=1)) * math.sqrt(2)
+    return float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * spread
 
 
 RISES = 0.005

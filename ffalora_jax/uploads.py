@@ -48,7 +48,9 @@ def on_the_way(
         shrunk = partial(compressed, server.compression)
         uploads = jax.vmap(shrunk, in_axes=(0, 0, None))(keys, uploads, nothing)
     if server.mechanism is not None and server.mechanism.private_update is not None:
-        moved = jax.tree.map(lambda leaf, own: leaf - own[None], uploads, nothing)
+        moved = uploads
+        if not server.mechanism.sums_integers:  # else they are that already
+            moved = jax.tree.map(lambda leaf, own: leaf - own[None], uploads, nothing)
         bounded = jax.vmap(server.mechanism.private_update, in_axes=(0, None))
         uploads, norms = bounded(moved, bound_factor)
         if server.mechanism.sums_integers:

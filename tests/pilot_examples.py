@@ -59,7 +59,7 @@ def example(**changes: Any) -> dict[str, Any]:
         },
         "whole": True,
         "runs": 31,
-        "failed": 0,
+        "failed": 1,
         "refused": [],
         "recommendation": {
             "decision": "roll_out",
@@ -77,9 +77,14 @@ def example(**changes: Any) -> dict[str, Any]:
         ],
         "privacy_cost": interval(0.02, 0.008),
         "tightest": 3.0,
+        "month": {"trainings": 4, "epsilon": 13.4},
         "methods": methods,
         "privacy_of": "ffa_lora",
-        "against_the_other": {"method": "fedavg_lora", "pairs": 5, **interval(0.002, 0.01)},
+        "against_the_other": {
+            "method": "fedavg_lora",
+            "verdict": "alike",
+            **interval(0.002, 0.01),
+        },
         "paired": {"together": 0.79, "alone": 0.76},
         "sites": [
             {

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ffalora_jax.config import Experiment
-from ffalora_jax.pilot_course import ALONE, METHODS, RATE, course
+from ffalora_jax.pilot_course import ALONE, METHODS, OPEN, RATE, course
 
 START = Experiment().optimizer.learning_rate
 
@@ -58,7 +58,7 @@ def test_the_search_for_a_rate_ends_after_a_few_steps():
 def test_a_run_that_failed_is_not_chosen():
     steps = gone(lambda settings: None if settings[RATE] > START else settings[RATE])
     alone = next(job for step in steps for job in step if job.question == "alone")
-    assert alone.settings == {"method.name": ALONE, RATE: START}
+    assert alone.settings == {"method.name": ALONE, RATE: START, **dict([OPEN])}
 
 
 def test_no_run_is_asked_for_twice():
@@ -80,10 +80,27 @@ def test_repetitions_of_both_methods_and_of_training_alone_are_the_same_ones():
 def test_a_quick_pilot_leaves_out_what_can_be_left_out():
     steps = gone(quick=True)
     jobs = [job for step in steps for job in step]
-    assert {job.question for job in jobs} == {"alone", "privacy", "repeat"}
-    assert len(jobs) == 3 + 3 + 3 + 3
-    assert {job.settings[RATE] for job in jobs} == {START}
-    assert [job.settings["method.name"] for job in steps[0]] == [METHODS[0], ALONE]
+    assert {job.question for job in jobs} == {"alone", "methods", "privacy", "repeat"}
+    assert len(jobs) == 3 + (3 + 2) + 3 + 3
+    assert {job.settings[RATE] for job in jobs if OPEN not in job.changes} == {START}
+    assert [job.settings["method.name"] for job in steps[0]] == [METHODS[0], *3 * [ALONE]]
+
+
+def test_a_quick_pilot_looks_for_the_rate_of_what_is_not_noised():
+    steps = gone(peak({ALONE: START / 4}), quick=True)
+    jobs = [job for step in steps for job in step]
+    alone = [job for job in jobs if job.question == "alone"]
+    assert {job.repeat for job in alone} == {1, 2}
+    open_ = [job for job in jobs if OPEN in job.changes and job.question == "privacy"]
+    assert {job.settings[RATE] for job in [*alone, *open_]} == {START / 4}
+
+
+def test_who_trains_alone_gives_nothing_away_and_is_not_noised():
+    for quick in (False, True):
+        jobs = [job for step in gone(quick=quick) for job in step]
+        alone = [job for job in jobs if job.settings["method.name"] == ALONE]
+        assert alone
+        assert all(OPEN in job.changes for job in alone)
 
 
 @pytest.mark.parametrize("asked", [8.0, 6.0, 3.0, 2.0, 1.0])
@@ -95,9 +112,14 @@ def test_the_usual_epsilons_are_looked_at_beside_the_one_that_is_asked_for(asked
 
 
 def test_the_best_rate_without_privacy_is_looked_for_by_itself():
-    steps = gone(lambda settings: -settings[RATE] if "privacy.mechanism" in settings else 0.5)
-    last = [j for step in steps for j in step if "privacy.mechanism" in j.settings][-1]
-    assert last.settings[RATE] == START / 2
+    def score(settings):
+        if settings["method.name"] == ALONE or OPEN not in settings.items():
+            return 0.5
+        return settings[RATE]  # ever higher
+
+    steps = gone(score)
+    last = [j for step in steps for j in step if j.question == "privacy" and OPEN in j.changes][-1]
+    assert last.settings[RATE] == START * 8
     assert last.repeat > 0
 
 
@@ -112,7 +134,7 @@ def test_training_alone_has_a_rate_of_its_own_and_waits_for_nobody():
     assert alone["sites.deadline"] is None
     assert away.replace(**alone).sites.may_stay_away is False
     plain = next(j for step in gone() for j in step if j.question == "alone").settings
-    assert plain.keys() == {"method.name", RATE}
+    assert plain.keys() == {"method.name", RATE, "privacy.mechanism"}
 
 
 def test_what_the_experiment_has_already_is_not_tried_as_something_else():

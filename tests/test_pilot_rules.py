@@ -6,12 +6,14 @@ import pytest
 from ffalora_jax.pilot_rules import (
     Option,
     as_good_as_the_best,
+    chance,
     gains_of_sites,
     longer,
     paired,
     recommend,
     safe_accuracy,
     tightest,
+    verdict,
 )
 
 ALONE = dict(enumerate([0.70, 0.71, 0.69, 0.70, 0.72]))
@@ -23,7 +25,12 @@ def option(method="ffa_lora", mean=0.80, count=5, failed=0, sent=1e6, noise=NOIS
 
 
 def recommended(*options, alone=ALONE, majority=0.55):
-    return recommend(options, alone, majority)
+    return recommend(options, single(alone), majority)
+
+
+def single(accuracy, failed=0):
+    """Every site alone: it sends nothing."""
+    return Option("local_only", accuracy, failed, 0.0)
 
 
 def test_a_clear_gain_over_five_repetitions_is_rolled_out_with_certainty():
@@ -67,6 +74,45 @@ def test_a_method_that_has_learned_comes_before_a_cheaper_one_that_has_not():
 )
 def test_certainty_grows_with_repetitions_and_falls_with_failures(count, failed, certainty):
     assert recommended(option(count=count, failed=failed)).certainty == certainty
+
+
+def test_a_method_that_fails_often_never_stands_in_the_way_of_one_that_works():
+    works = option("fedavg_lora", 0.80, sent=2e6)
+    for lucky in (0, 1, 3):
+        fails = option(mean=0.805, count=lucky, failed=5 - lucky)
+        found = recommended(fails, works, alone=dict.fromkeys(range(5), 0.6))
+        assert (found.decision, found.method, found.certainty) == (
+            "roll_out",
+            "fedavg_lora",
+            "high",
+        )
+        assert verdict(works, fails, 0.5) == "failing"
+    assert recommended(option(count=1, failed=4)).method == "ffa_lora"  # nothing else is there
+
+
+def test_failures_of_training_alone_lower_the_certainty_too():
+    for failed, certainty in ((0, "high"), (1, "medium"), (2, "low")):
+        found = recommend([option()], single(ALONE, failed), 0.5)
+        assert found.certainty == certainty
+
+
+def test_what_is_within_its_interval_is_never_called_better():
+    flat = np.asarray([0.0, 0.03, -0.01, 0.02, -0.02])
+    ours, other = option(mean=0.52, noise=flat), option("fedavg_lora", 0.51, noise=-flat)
+    assert verdict(ours, other, 0.505) == "unlearned"
+    assert verdict(ours, other, 0.3) == "alike"
+    assert verdict(option(), option("fedavg_lora", 0.7), 0.3) == "better"
+    assert verdict(option(count=2), option("fedavg_lora", 0.7, 2), 0.3) == "close"
+
+
+def test_nineteen_of_twenty_runs_that_differ_by_chance_lie_within_what_chance_does():
+    random = np.random.default_rng(0)
+    inside = []
+    for _ in range(4000):
+        *known, one, other = 0.8 + 0.02 * random.normal(size=6)
+        inside.append(abs(one - other) < chance(known))
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.012)
+    assert chance([0.8, 0.7]) is None
 
 
 def test_a_gain_that_few_repetitions_show_is_promising_and_no_more():
@@ -142,11 +188,11 @@ def test_a_tighter_epsilon_is_offered_only_where_no_loss_was_shown():
 
 def test_two_pairs_decide_nothing():
     ours = Option("ffa_lora", {0: 0.8, 1: 0.81, 2: 0.8}, 0, 1.0)
-    result = recommend([ours], {0: 0.75, 1: 0.76}, 0.5)
+    result = recommend([ours], single({0: 0.75, 1: 0.76}), 0.5)
     assert (result.decision, result.certainty, result.repetitions) == ("not_shown", "low", 2)
     assert result.gain.mean == pytest.approx(0.05)
     assert result.gain.low is None
-    worse = recommend([ours], {0: 0.85, 1: 0.86}, 0.5)
+    worse = recommend([ours], single({0: 0.85, 1: 0.86}), 0.5)
     assert worse.decision == "not_shown"
 
 

@@ -8,6 +8,7 @@ import pytest
 import ffalora_jax as ffa
 from ffalora_jax import registry, rng
 from ffalora_jax.aggregation import masked, ring, weighted_sum
+from ffalora_jax.client import Participant
 from ffalora_jax.cohort import Cohort
 from ffalora_jax.errors import InputError
 from ffalora_jax.mechanisms.dp_sgd_secagg import grid_of
@@ -67,6 +68,27 @@ def test_without_noise_the_round_is_dp_sgds_up_to_the_grid():
     grid = experiment.privacy.clip_norm / 2**15
     assert np.abs(ours - theirs).max() < 0.4 * grid / experiment.batch_size
     assert np.abs(ours - vector(run.state.adapters)).max() > 100 * grid
+
+
+def test_uploads_stay_on_the_grid_however_small_the_rate_and_large_the_weights():
+    """Else what is rounded away would be more than the rounding that was paid for."""
+    run = secagg()
+    run = prepare(run.experiment.replace(**{"optimizer.learning_rate": 1e-4}))
+    heavy = jax.tree.map(lambda leaf: leaf + 0.3, run.server.active(run.state.adapters, 0))
+    me = Participant(
+        jnp.int32(1),
+        jnp.int32(1),
+        heavy,
+        *jax.tree.map(lambda leaf: leaf[1], run.numbers),
+        batches=None,
+    )
+    update = jax.jit(run.local_update())
+    moved, _, _ = update(keys(run).secret, jnp.int32(0), run.frozen, run.data, me)
+    experiment = run.experiment
+    grid = grid_of(experiment.privacy.clip_norm, run.plan.capacity, experiment.cohort_size or 1)
+    steps = vector(moved) / (1e-4 * grid / experiment.batch_size)
+    assert np.abs(steps).max() > 100
+    assert np.abs(steps - np.round(steps)).max() < 0.25
 
 
 def moved_by_noise(run, seeds=60):

@@ -18,6 +18,8 @@ def risk(found: dict[str, Any], t: Texts) -> list[str]:
     key = "failed" if facts["failed"] or not facts["runs"] else "none_failed"
     failed = {"failed": facts["failed"]} if key == "failed" else {}
     said = [t(key, runs=facts["runs"], method=method, **failed)]
+    if found["failed"] > facts["failed"]:
+        said.append(t("failed_others", runs=found["runs"], failed=found["failed"]))
     if facts["worst"] is not None:
         said.append(t("worst", worst=percent(facts["worst"]), method=method))
     claim = {
@@ -59,7 +61,7 @@ def _spent(found: dict[str, Any], t: Texts) -> list[str]:
 
 def limits(found: dict[str, Any], t: Texts) -> list[str]:
     """Says what the pilot cannot say."""
-    said = [t("limit_data"), t("limit_held_out"), t("limit_simulated")]
+    said = [t("limit_data"), t("limit_alone"), t("limit_held_out"), t("limit_simulated")]
     count = found["about"]["tested"]
     if 0 < count < COARSE:
         said.append(t("limit_few", count=count, points=f"{100 / count:.1f}"))

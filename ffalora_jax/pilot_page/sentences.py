@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 from ffalora_jax.pilot_page.texts import Texts, epsilon, percent, points, size, small
-from ffalora_jax.pilot_rules import FEW
 
 MOST_ROWS = 8
 WIDEST = 0.5
@@ -54,12 +53,11 @@ def _reason(found: dict[str, Any], t: Texts) -> str:
 
 
 def _against_the_other(found: dict[str, Any], t: Texts) -> list[str]:
-    result, gap = found["recommendation"], found["against_the_other"]
+    gap = found["against_the_other"]
     if gap is None:
         return []
-    is_alike, few = gap["method"] in result["alike"], gap["pairs"] < FEW
-    key = ("close" if few else "alike") if is_alike else ("ahead" if few else "better")
-    return [t(key, method=t(result["method"]), others=t(gap["method"]))]
+    method = t(found["recommendation"]["method"])
+    return [t(gap["verdict"], method=method, others=t(gap["method"]))]
 
 
 def chosen(found: dict[str, Any]) -> dict[str, Any]:
@@ -96,25 +94,29 @@ def tiles(found: dict[str, Any], t: Texts) -> list[tuple[str, str]]:
 
 def privacy(found: dict[str, Any], t: Texts) -> list[str]:
     """Says what the promise means, and what it costs."""
-    said, cost = [_promise(found, t)], found["privacy_cost"]
+    cost, costs = found["privacy_cost"], []
     at = epsilon(found["about"]["epsilon"], t("no_privacy"))
     if cost["mean"] is not None:
-        facts = {"epsilon": at, "interval": t.interval(cost), "points": f"{100 * cost['mean']:.1f}"}
-        said.append(_cost(cost, facts, t))
+        facts = {"method": t(found["privacy_of"]), "epsilon": at, "interval": t.interval(cost)}
+        costs.append(_cost(cost, facts, t))
     if found["tightest"] is not None:
-        said.append(t("tightest", tightest=epsilon(found["tightest"], ""), epsilon=at))
-    return said if len(said) > 1 else [*said, t("no_sites")]
+        costs.append(t("tightest", tightest=epsilon(found["tightest"], ""), epsilon=at))
+    return [*_promise(found, t), *(costs or [t("no_sites")])]
 
 
-def _promise(found: dict[str, Any], t: Texts) -> str:
-    """Says what each epsilon leaves to whoever guesses."""
-    about = found["about"]
+def _promise(found: dict[str, Any], t: Texts) -> list[str]:
+    """Says what each epsilon leaves to whoever guesses, and what training again adds."""
+    about, month = found["about"], found["month"]
     budgets = {about["epsilon"], *(one["epsilon"] for one in found["privacy"])} - {None}
     each = [
         t("promise_at", epsilon=epsilon(one, ""), most=_guessed(most_guessed(one, about["delta"])))
         for one in sorted(budgets, reverse=True)
     ]
-    return t("promise", unit=t(f"unit_{about['unit']}"), each=t.names(each))
+    said = t("promise", unit=t(f"unit_{about['unit']}"), each=t.names(each))
+    if month["epsilon"] is None:
+        return [said, t("promise_again")]
+    facts = {"trainings": month["trainings"], "epsilon": epsilon(month["epsilon"], "")}
+    return [said, t("promise_month", **facts)]
 
 
 def most_guessed(budget: float, delta: float) -> float:
@@ -136,9 +138,9 @@ def _guessed(share: float) -> str:
 def _cost(cost: dict[str, Any], facts: dict[str, str], t: Texts) -> str:
     """Says a loss as one only where its interval lies above zero."""
     if cost["mean"] <= 0:
-        return t("privacy_free", epsilon=facts["epsilon"], interval=facts["interval"])
-    shown = cost["low"] is not None and cost["low"] > 0
-    return t("privacy_cost" if shown else "privacy_unclear", **facts)
+        return t("privacy_free", **facts)
+    shown, lost = cost["low"] is not None and cost["low"] > 0, f"{100 * cost['mean']:.1f}"
+    return t("privacy_cost" if shown else "privacy_unclear", **facts, points=lost)
 
 
 def traffic(found: dict[str, Any], t: Texts) -> dict[str, Any]:
@@ -228,7 +230,11 @@ def clock(found: dict[str, Any], t: Texts) -> list[str]:
     if deadline is not None:
         said = t("clock_deadline", slowest=facts["slowest"], **times, deadline=f"{deadline:g}")
         return [said]
-    said, adapted = [t("clock", slowest=facts["slowest"], **times)], facts["adapted"]
+    adapted, often = facts["adapted"], facts["second"] > facts["seconds"]
+    if often:  # it is there more often than the slowest one
+        said = [t("clock_often", slowest=facts["slowest"], seconds=times["seconds"])]
+    else:
+        said = [t("clock", slowest=facts["slowest"], **times)]
     if adapted is None:
         return [*said, t("not_adapted")]
     return [
