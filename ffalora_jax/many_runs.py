@@ -162,8 +162,9 @@ class ManyRuns:
                     lines = record.lines(infos[place], count, seconds / len(batch))
                     record.save(lines, self._figures(one, state, done), state, save)
                 saved = time.monotonic() if save else saved
-            for place, record in enumerate(records):
-                record.end(runs.state(place))
+            if done:  # of a run without a round there is nothing to be told
+                for place, record in enumerate(records):
+                    record.end(runs.state(place))
 
     def _figures(self, one: _Ready, state: RoundState, done: int) -> dict[str, Any]:
         """Scores what is due after these rounds, with the numbers that the program is given."""

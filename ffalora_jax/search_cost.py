@@ -148,9 +148,16 @@ def _dearest(kinds: Sequence[Kind]) -> Kind:
     return Kind(draw, noise, max(kind.steps for kind in kinds))
 
 
-def of_the_best(search: SearchConfig, runs: Sequence[dict[str, Any]]) -> Cost:
-    """Returns the cost of giving out the best trial alone, with its settings, where a theorem says it."""
-    if why := _why_not_covered(search, runs):
+def of_the_best(search: SearchConfig, runs: Sequence[dict[str, Any]], is_whole: bool) -> Cost:
+    """Returns the cost of giving out the best trial alone, with its settings, where a theorem says it.
+
+    Args:
+        search: its law.
+        runs: contents of privacy.json.
+        is_whole: whether as many trials were made as the law drew. Of a search that was stopped the number
+            follows no law any more.
+    """
+    if why := _why_not_covered(search, runs, is_whole):
         return Cost(None, None, why)
     each = [kinds_of(run) for run in runs]
     every = [kind for kinds in each if kinds is not None for kind in kinds]
@@ -179,10 +186,12 @@ def of_the_best(search: SearchConfig, runs: Sequence[dict[str, Any]]) -> Cost:
     )
 
 
-def _why_not_covered(search: SearchConfig, runs: Sequence[dict[str, Any]]) -> str:
+def _why_not_covered(search: SearchConfig, runs: Sequence[dict[str, Any]], is_whole: bool) -> str:
     """Returns why the theorem says nothing of a search, or nothing if it does."""
     if search.trials_law == "fixed":
         return "as that of all runs (a law for the number of trials makes it less: docs/search.md)"
+    if not is_whole:
+        return "not covered: the search was stopped, and the law is of all that it drew (resume it)"
     varied = [name for name in search.over if name.startswith(COUNTED)]
     if varied:
         return f"not covered: trials differ in what they cost ({', '.join(varied)})"

@@ -56,7 +56,9 @@ class Searching:
         self.rows: list[dict[str, Any]] = []
         self.told: dict[str, Any] = {}
         self.lost: list[dict[str, Any]] = []
-        """Attempts of workers that died elsewhere, each as if it had been whole."""
+        """Attempts of workers that died elsewhere, each at the price of the one that came after it."""
+        self.is_whole = False
+        """Whether all that was to be tried was tried."""
         self.begun: dict[int, Trial] = {}
         self._ended = self._planned = 0
         if search.strategy == "bayesian" or search.storage is not None:
@@ -77,6 +79,7 @@ class Searching:
             try:
                 wave = next(waves) if scores is None else waves.send(scores)
             except StopIteration:
+                self.is_whole = True
                 return
             scores = self.advance(wave.trials, wave.rounds)
 
@@ -207,7 +210,7 @@ class Searching:
         runs += self.lost
         moved = [name for name in self.search.over if name.startswith(search_cost.SPLITS)]
         all_runs = search_cost.of_all(runs, self.search.seeds == 1 and not moved)
-        best = search_cost.of_the_best(self.search, runs)
+        best = search_cost.of_the_best(self.search, runs, self.is_whole)
         return {
             "every_run": all_runs._asdict(),
             "best_alone": best._asdict(),

@@ -72,8 +72,7 @@ class SharedSearch:
             mine = self._begun() or self._taken_over()
             if mine is not None:
                 if mine.was_elsewhere:
-                    lost = mine.trial.user_attrs.get("lost", 0) + 1
-                    mine.trial.set_user_attr("lost", lost)
+                    self._lose(mine.trial)
                 with self._alive(mine.trial), contextlib.suppress(Busy):  # it lives, and is at it
                     self._run(mine, advance)
             elif not self._running():
@@ -95,14 +94,17 @@ class SharedSearch:
     def _run(self, mine: Mine, advance: Advance) -> None:
         import optuna
 
+        told = self._now(mine.trial).intermediate_values
         for rounds in rungs(self.search, self.rounds) if self._is_halving else [self.rounds]:
             score, runs = advance(mine.what, rounds)
             if self._owner(mine.trial) != self._me:
                 return  # it was taken for dead: the trial is another one's now
             score = max(score, FAILED_SCORE)
             mine.trial.set_user_attr("runs", json.dumps(runs))
-            mine.trial.report(score, rounds)
-            if rounds < self.rounds and mine.trial.should_prune():
+            if rounds not in told:  # by the worker before: optuna keeps what was said first
+                mine.trial.report(score, rounds)
+            is_free = rounds >= mine.trial.user_attrs.get("at_least", 0)
+            if is_free and rounds < self.rounds and mine.trial.should_prune():
                 self._study.tell(mine.trial, state=optuna.trial.TrialState.PRUNED)
                 return
         self._study.tell(mine.trial, score)
@@ -110,6 +112,18 @@ class SharedSearch:
     @property
     def _is_halving(self) -> bool:
         return self.search.strategy == "halving"
+
+    def _lose(self, trial: Any) -> None:
+        """Notes an attempt whose runs are elsewhere: it is charged as much as the next one.
+
+        So the next one goes at least as far as the lost one may have come, which is the rung after the last
+        of which it told.
+        """
+        frozen = self._now(trial)
+        told = max(frozen.intermediate_values, default=0)
+        further = [one for one in rungs(self.search, self.rounds) if one > told]
+        trial.set_user_attr("at_least", min(further, default=self.rounds))
+        trial.set_user_attr("lost", frozen.user_attrs.get("lost", 0) + 1)
 
     def _begun(self) -> Mine | None:
         """Asks for a trial; None where all have been given out."""
@@ -144,10 +158,14 @@ class SharedSearch:
                 return Mine(trial, Trial(trial.number, self._settings(trial)), moved)
         return None
 
-    def _owner(self, trial: Any) -> str | None:
-        """Returns whose a trial is now; optuna's own object remembers what it was when it was made."""
+    def _now(self, trial: Any) -> Any:
+        """Returns a trial as it is now; optuna's own object remembers what it was when it was made."""
         trials = self._study.get_trials(deepcopy=False)
-        return next(t.user_attrs.get("worker") for t in trials if t.number == trial.number)
+        return next(one for one in trials if one.number == trial.number)
+
+    def _owner(self, trial: Any) -> str | None:
+        """Returns whose a trial is now."""
+        return self._now(trial).user_attrs.get("worker")
 
     def _running(self) -> list[Any]:
         import optuna

@@ -5,10 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffalora_jax.cohort import Batch, client_data, longest_first
+from ffalora_jax.layers import attend
+from ffalora_jax.models.llama import attend_in_groups
 from ffalora_jax.packing import NOBODY, gather, pack, pack_on_host
 
 WIDTH, CAPACITY = 12, 9
@@ -128,3 +131,18 @@ def test_on_the_host_longest_first_leaves_next_to_nothing_empty():
 
 def _ids(lengths):
     return {"input_ids": np.zeros((len(lengths), 64), np.int32)}
+
+
+@pytest.mark.parametrize("family", [attend, attend_in_groups])
+def test_what_is_not_seen_has_no_share_however_low_the_scores_are(family):
+    """Scores of a diverged model lie below any number that could stand for what is not seen."""
+    owner = jnp.array([0, 0, 1, 1])
+    seen = owner[:, None] == owner[None]
+    query = jnp.full((4, 1, 1), 1e5)
+    key = jnp.array([-1e5, -2e5, -1e5, -1e5]).reshape(4, 1, 1)
+    mine = [
+        family(query, key, value.reshape(4, 1, 1), seen)
+        for value in jnp.array([[1.0, 4.0, 0.0, 0.0], [1.0, 4.0, 100.0, -7.0]])
+    ]
+    assert jnp.isfinite(jnp.stack(mine)).all()
+    np.testing.assert_array_equal(mine[0][:2], mine[1][:2])

@@ -75,7 +75,7 @@ def test_nothing_is_promised_for_what_promises_nothing():
 @pytest.mark.parametrize(("law", "shape"), [("poisson", math.inf), ("geometric", 1.0)])
 def test_the_best_alone_costs_what_the_theorem_says(law, shape):
     runs = [privacy((400,)), privacy((400,))]
-    cost = search_cost.of_the_best(search(trials_law=law, seeds=2), runs)
+    cost = search_cost.of_the_best(search(trials_law=law, seeds=2), runs, is_whole=True)
     one = dp_event.PoissonSampledDpEvent(20 / 400, dp_event.GaussianDpEvent(1.1))
     ledger = rdp.RdpAccountant()
     run = dp_event.SelfComposedDpEvent(one, 120)
@@ -88,13 +88,18 @@ def test_the_best_alone_costs_what_the_theorem_says(law, shape):
 
 def test_a_cap_that_is_passed_too_often_is_said_with_one_that_is_not():
     runs = [privacy((400,), capacity=50)]
-    cost = search_cost.of_the_best(search(trials_law="poisson"), runs)
+    cost = search_cost.of_the_best(search(trials_law="poisson"), runs, is_whole=True)
     assert cost.epsilon is None
     needed = int(cost.how.split("privacy.capacity ")[1].split()[0])
     again = [privacy((400,), capacity=needed)]
-    assert search_cost.of_the_best(search(trials_law="poisson"), again).epsilon is not None
+    assert (
+        search_cost.of_the_best(search(trials_law="poisson"), again, is_whole=True).epsilon
+        is not None
+    )
     less = [privacy((400,), capacity=needed - 1)]
-    assert search_cost.of_the_best(search(trials_law="poisson"), less).epsilon is None
+    assert (
+        search_cost.of_the_best(search(trials_law="poisson"), less, is_whole=True).epsilon is None
+    )
 
 
 def test_passing_the_cap_costs_no_more_than_half_of_delta():
@@ -115,8 +120,8 @@ def test_the_cap_has_to_hold_for_every_client_not_for_the_dearest_alone():
         privacy((20, 1000), capacity=20, noise=3.0),
     )
     law = search(trials_law="poisson")
-    assert search_cost.of_the_best(law, [small]).epsilon is not None
-    assert search_cost.of_the_best(law, [both]).epsilon is None
+    assert search_cost.of_the_best(law, [small], is_whole=True).epsilon is not None
+    assert search_cost.of_the_best(law, [both], is_whole=True).epsilon is None
 
 
 def test_where_a_cap_is_tight_the_dearest_is_not_guessed():
@@ -139,13 +144,18 @@ def test_small_epsilons_compose_too():
 def test_whole_clients_have_a_cost_only_where_they_are_the_same_in_all_runs():
     runs = [privacy() | {"unit": "client"}] * 2
     assert search_cost.of_all(runs, False).epsilon is None
-    assert search_cost.of_the_best(search(trials_law="poisson", seeds=2), runs).epsilon is None
+    assert (
+        search_cost.of_the_best(search(trials_law="poisson", seeds=2), runs, is_whole=True).epsilon
+        is None
+    )
 
 
 def test_what_a_start_has_cost_is_not_forgotten():
     runs = [privacy() | {"started_from": {"epsilon": 3.0}}]
     assert search_cost.of_all(runs, True).epsilon is None
-    assert search_cost.of_the_best(search(trials_law="poisson"), runs).epsilon is None
+    assert (
+        search_cost.of_the_best(search(trials_law="poisson"), runs, is_whole=True).epsilon is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,11 +167,19 @@ def test_what_a_start_has_cost_is_not_forgotten():
     ],
 )
 def test_what_the_theorem_does_not_cover_is_said(settings, said):
-    cost = search_cost.of_the_best(search(**settings), [privacy()])
+    cost = search_cost.of_the_best(search(**settings), [privacy()], is_whole=True)
     assert cost.epsilon is None
     assert said in cost.how
 
 
+def test_a_search_that_was_stopped_has_drawn_no_number_by_the_law():
+    cost = search_cost.of_the_best(search(trials_law="geometric"), [privacy()], is_whole=False)
+    assert cost.epsilon is None
+    assert "was stopped" in cost.how
+
+
 def test_one_run_without_privacy_leaves_the_best_uncovered():
     runs = [privacy(), privacy() | {"unit": None}]
-    assert search_cost.of_the_best(search(trials_law="poisson"), runs).epsilon is None
+    assert (
+        search_cost.of_the_best(search(trials_law="poisson"), runs, is_whole=True).epsilon is None
+    )

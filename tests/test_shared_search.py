@@ -71,6 +71,23 @@ def test_what_was_begun_in_another_folder_is_counted_and_in_the_same_one_is_not(
         assert alive.lost() == lost
 
 
+def test_an_attempt_that_was_lost_elsewhere_is_not_outlived_by_a_shorter_one(tmp_path):
+    """It is charged as much as the attempt after it, which must have come as far, then."""
+    settings = {"keep": 3, "first_rounds": 1, "stale_seconds": 0.2}
+    first, dead, alive = (worker(tmp_path / "journal", "halving", 9, **settings) for _ in range(3))
+    for _ in range(6):  # all better
+        first._run(first._begun(), advance_to([], lambda trial, rounds: 1.0))
+    dead._place = "here"
+    begun = dead._begun()
+    begun.trial.report(0.0, 1)  # then on towards round 3, and gone
+    time.sleep(0.3)
+    made = []
+    alive._place = "there"
+    alive._lose((mine := alive._taken_over()).trial)
+    alive._run(mine, advance_to(made, lambda trial, rounds: 0.0))
+    assert [rounds for number, rounds, _ in made if number == begun.what.number] == [1, 3]
+
+
 def test_a_trial_of_a_worker_that_says_it_is_alive_is_left_to_it(tmp_path):
     busy = worker(tmp_path / "journal", trials=1, stale_seconds=0.5)
     mine = busy._begun()

@@ -1,6 +1,8 @@
 """A search leaves runs like those made alone, their table, and goes on where it stopped."""
 
+import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -195,6 +197,25 @@ def test_ctrl_c_keeps_what_was_spent_in_the_books(found, tmp_path, monkeypatch):
     summary = json.loads((path / "summary.json").read_text())
     assert summary["runs"] == 3
     assert "3 runs composed" in summary["privacy"]["every_run"]["how"]
+
+
+@pytest.mark.thorough
+def test_ctrl_c_before_the_first_round_leaves_a_search_that_can_be_gone_on_with(tmp_path):
+    def stop(event):
+        if event.stage.startswith("compiling"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    law = dataclasses.replace(
+        SEARCH, strategy="random", trials_law="poisson", compare=None, trials=2
+    )
+    with pytest.raises(KeyboardInterrupt, match="ffalora resume"):
+        ffa.sweep(small(), law, out=tmp_path / "cut", observe=stop)
+    summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
+    assert summary["runs"] == 0
+    assert "was stopped" in summary["privacy"]["best_alone"]["how"]
+    whole = ffa.sweep(small(), law, out=tmp_path / "cut")
+    assert whole.rows
+    assert "was stopped" not in whole.summary["privacy"]["best_alone"]["how"]
 
 
 def test_a_folder_with_runs_of_other_settings_is_refused(found, tmp_path):
