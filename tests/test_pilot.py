@@ -91,8 +91,10 @@ def test_all_epsilons_and_training_alone_are_looked_at(made):
         ["0"],
     ]
     assert {site["name"] for site in found.found["sites"]} == {"client_0", "client_1"}
-    alone = [r for r in rows_of(found, "alone") if r.experiment.method.name == "local_only"]
-    assert len(alone) == 3
+    alone = [run for question in ("methods", "alone") for run in rows_of(found, question)]
+    assert {run.experiment.method.name for run in alone} == {"local_only"}
+    assert not any(run.experiment.privacy.is_private for run in alone)
+    assert [run.experiment.seed for run in alone] == [0, 0, 0, 1, 2]
     assert found.found["recommendation"]["repetitions"] == 3
 
 
@@ -157,7 +159,7 @@ def test_the_page_alone_is_written_anew_without_data_or_runs(made, tmp_path, cap
     again = ["resume", str(path), "--page", "--currency", "EUR", "--price-per-gb"]
     assert cli.main([*again, "3", "--language", "en"]) == 0
     assert str(path / "pilot.html") in capsys.readouterr().out
-    assert "3.00 EUR" in (path / "pilot.html").read_text()
+    assert " EUR</td>" in (path / "pilot.html").read_text()
     before = json.loads((made[0].path / "pilot.json").read_text())
     now = json.loads((path / "pilot.json").read_text())
     assert {n: v for n, v in now.items() if n != "asked"} == {
@@ -168,7 +170,7 @@ def test_the_page_alone_is_written_anew_without_data_or_runs(made, tmp_path, cap
     (path / "pilot.json").write_text(json.dumps({**now, "about": {}}))
     assert cli.main([*again, "4"]) == 2
     assert "of another version" in capsys.readouterr().err
-    assert "3.00 EUR" in (path / "pilot.html").read_text()
+    assert " EUR</td>" in (path / "pilot.html").read_text()
     (path / "pilot.json").unlink()
     assert cli.main([*again, "4"]) == 2
     assert "has no page yet" in capsys.readouterr().err
