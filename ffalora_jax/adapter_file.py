@@ -40,7 +40,8 @@ def save_adapter(folder: Path, run: Prepared, state: RoundState, privacy: dict[s
         privacy: content of privacy.json, so that a run that starts from here knows what it has cost.
     """
     shared = leaves.merge(run.frozen.adapters, state.adapters)
-    in_peft = not peft_io.why_not(run.loaded, run.model, shared)
+    # PEFT has no form for several adapters at once.
+    in_peft = run.model.members == 1 and not peft_io.why_not(run.loaded, run.model, shared)
     folder.mkdir(exist_ok=True)
     if in_peft:
         write_peft(folder, peft_io.to_peft(run.experiment.method, run.loaded, run.model, shared))

@@ -86,7 +86,10 @@ def text_of(found: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in lines)
     body = [f"{name:<{width}}  {value}" for name, value in lines]
-    return "\n".join([*body, "", *(f"- {note}" for note in NOTES)])
+    notes = [*NOTES]
+    if found["answers"]:
+        notes.append(f"the {found['answers']:,} answers written at the end are not in the time")
+    return "\n".join([*body, "", *(f"- {note}" for note in notes)])
 
 
 def _memory(memory: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument(
         "--input",
         required=True,
-        help="CSV with a header, or any other file: a text a line; images: a file or folder",
+        help="CSV with a header, or any other file: a text a line, as is what comes out (a line break in an "
+        "answer as \\n); images: a file or folder",
     )
     parser.add_argument("--text", help="CSV: column with the text (default: the run's)")
     parser.add_argument("--text-pair", help="CSV: column with the second text, for runs on pairs")
@@ -36,7 +37,8 @@ def predict(arguments: list[str]) -> int:
     texts, pairs = read_texts(asked.input, asked.text or column, asked.text_pair or data.text_pair)
     if run.kind == "instructions":
         said = run.generate(texts, asked.client)
-        print(json.dumps({"responses": said}) if asked.json else "\n".join(said))
+        lines = (one.replace("\\", r"\\").replace("\n", r"\n") for one in said)  # an answer a line
+        print(json.dumps({"responses": said}) if asked.json else "\n".join(lines))
     else:
         _show_predictions(run.predict(texts, pairs, asked.client), asked.json)
     return 0

@@ -25,8 +25,8 @@ class Compression(NamedTuple):
 
     apply: Callable[[Array, Tree], Tree]
     """(key, what the leaves moved) -> what arrives of it."""
-    nbytes: Callable[[Tree], int]
-    """(leaves, or their shapes) -> bytes sent."""
+    nbytes: Callable[[Tree, Tree], int]
+    """(what of the leaves is a client's own, the leaves, or their shapes) -> bytes sent."""
 
 
 def compression_of(text: str) -> Compression | None:
@@ -47,14 +47,15 @@ def compression_of(text: str) -> Compression | None:
             share = math.nan
         if 0 < share <= 1:
             return Compression(
-                lambda key, tree: _largest(tree, share), lambda tree: 8 * _kept(tree, share)
+                lambda key, tree: _largest(tree, share),
+                lambda own, tree: 8 * min(_kept(tree, share), _count(own)),
             )
     elif not more and kind == "none":
         return None
     elif not more and kind == "float16":
-        return Compression(_halves, lambda tree: 2 * _count(tree))
+        return Compression(_halves, lambda own, tree: 2 * _count(own))
     elif not more and kind == "int8":
-        return Compression(_eighths, lambda tree: _count(tree) + 4 * len(jax.tree.leaves(tree)))
+        return Compression(_eighths, lambda own, tree: _count(own) + 4 * len(jax.tree.leaves(own)))
     raise InputError(f"Expected compression to be one of: {FORMS} (0 < SHARE <= 1); got {text!r}.")
 
 

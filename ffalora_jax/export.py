@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -89,9 +90,9 @@ def export_run(
                 write_head(new, files)
             else:
                 write_peft(new, files)
-            facts = _facts(run, out, files, merge, client, member)
+            facts = _facts(run, settings, out, files, merge, client, member)
             (new / "README.md").write_text(card(facts), encoding="utf-8")
-            said = facts_for_later(run.experiment, run.privacy)
+            said = facts_for_later(run.experiment, facts.privacy)
             said = json.dumps({"class_names": facts.class_names, **said})
             (new / FACTS).write_text(said + "\n")
             os.rename(new, out)
@@ -142,8 +143,25 @@ def _member_of(adapters: Adapters, members: int, member: int | None) -> Adapters
     return jax.tree.map(lambda leaf: leaf[member], adapters)
 
 
+def _with_own_leaves(privacy: dict[str, Any], client: str | None) -> dict[str, Any]:
+    """Returns what is claimed of an export: nothing, where it holds leaves that never got noise.
+
+    Under client-level privacy what is sent is noised at the server; what stays at a client is as it is.
+    """
+    if client is None or privacy["unit"] != "client":
+        return privacy
+    return {
+        **privacy,
+        **dict.fromkeys(("unit", "epsilon", "delta", "started_from")),
+        "statement": f"The leaves of {client!r} in here never left it and got no noise.",
+        "release_note": "no privacy for this client's part: not to be handed on",
+        "releasable": False,
+    }
+
+
 def _facts(
     run: Run,
+    adapted: MethodConfig,
     out: Path,
     files: peft_io.PeftAdapter,
     merge: bool,
@@ -167,9 +185,9 @@ def _facts(
         bare=names.bare,
         pairs=run.reads_pairs,
         class_names=run.class_names,
-        settings=run.experiment,
+        settings=dataclasses.replace(run.experiment, method=adapted),
         method_sentence=method.sentence,
-        privacy=run.privacy,
+        privacy=_with_own_leaves(run.privacy, client),
         metrics=run.metrics[-1] if run.metrics else {},
         num_clients=run.privacy["num_clients"],
         client=client,

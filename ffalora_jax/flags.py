@@ -210,7 +210,7 @@ def read_evaluate(arguments: list[str]) -> Evaluation:
     file = Path(run, "experiment.toml")
     if not file.is_file():
         raise InputError(f"No run in {run!r}: expected a folder with experiment.toml in it.")
-    data = load_experiment(file).data
+    data = dataclasses.replace(load_experiment(file).data, max_examples=None)
     start = Evaluation(run=run, data=data)
     return _parse(Evaluation, start, rest, "ffalora evaluate RUN", "Accuracy on labelled data.")
 

@@ -4,6 +4,8 @@ Part of ``prepare``, and of everything that takes a finished run up again.
 """
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -25,6 +27,7 @@ from ffalora_jax.methods import Method
 from ffalora_jax.models import Model
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.text import Encoded
+from ffalora_jax.warm_start import told
 
 
 def load_dataset(experiment: Experiment, data: Any = None) -> Dataset:
@@ -50,12 +53,23 @@ def load_dataset(experiment: Experiment, data: Any = None) -> Dataset:
     return dataset
 
 
-def load_model(experiment: Experiment, model: nnx.Module | None, num_classes: int) -> Loaded:
-    """Returns the experiment's model, or the user's own with a hash of its arrays; and where it starts."""
+def load_model(
+    experiment: Experiment, model: nnx.Module | None, class_names: Sequence[str]
+) -> Loaded:
+    """Returns the experiment's model, or the user's own with a hash of its arrays; and where it starts.
+
+    **Guarantee:** a head that comes with a checkpoint or a start names its classes as the data do: one with
+    the same names in another order is put into theirs.
+    """
     settings, start = experiment.model, experiment.method.start
     if model is None:
-        loaded = pretrained.load(settings.name, num_classes, experiment.seed, settings)
-        return loaded if start is None else _started(loaded, start)
+        loaded = pretrained.load(settings.name, len(class_names), experiment.seed, settings)
+        if loaded.directory is not None and loaded.family.reads != "instructions":
+            there = pretrained.label_names(loaded.directory)
+            order = class_order(there, class_names)
+            if order is not None and pretrained.brings_head(loaded, len(class_names)):
+                _reorder(cast(Any, loaded.model).head, order)
+        return loaded if start is None else _started(loaded, start, class_names)
     if start is not None:
         raise InputError(
             "method.start is a PEFT adapter: expected a model of Hugging Face's, not your own."
@@ -70,13 +84,46 @@ def load_model(experiment: Experiment, model: nnx.Module | None, num_classes: in
     return Loaded(model, words, Model("own", reads=""), found, found, name, own=True)
 
 
-def _started(loaded: Loaded, folder: str) -> Loaded:
+def class_order(there: Sequence[str], here: Sequence[str]) -> list[int] | None:
+    """Returns where each of our classes stands in a head's; None if its names are others, or in our order."""
+    theirs, ours = ([name.casefold() for name in names] for names in (there, here))
+    if theirs == ours or not _same(there, here) or len(set(ours)) < len(ours):
+        return None
+    return [theirs.index(name) for name in ours]
+
+
+def _reorder(head: Any, order: list[int]) -> None:
+    for leaf in (head.kernel, head.bias):
+        if leaf is not None:
+            leaf.set_value(leaf[...][..., np.asarray(order)])
+
+
+def _started(loaded: Loaded, folder: str, class_names: Sequence[str]) -> Loaded:
     """Returns a model with the head of an adapter, and its factors beside; it belongs to both files."""
     start = peft_io.from_peft(peft_io.read_peft(folder), loaded)
     peft_io.set_head(loaded, start)
+    if start.head:
+        there = (told(Path(folder)) or {}).get("class_names") or ()
+        order = class_order(there, class_names)
+        if order is not None:
+            _reorder(cast(Any, loaded.model).head, order)
+        elif _named(there) and _named(class_names) and not _same(there, class_names):
+            raise InputError(
+                f"method.start has a head for the classes {', '.join(there)}, the data have "
+                f"{', '.join(class_names)}: name them alike in the data's label column."
+            )
     both = f"{loaded.fingerprint} {peft_io.fingerprint(folder)}"
     digest = hashlib.sha256(both.encode()).hexdigest()
     return loaded._replace(start=start, fingerprint=digest)
+
+
+def _same(one: Sequence[str], other: Sequence[str]) -> bool:
+    return sorted(name.casefold() for name in one) == sorted(name.casefold() for name in other)
+
+
+def _named(names: Sequence[str]) -> bool:
+    """Whether classes have names that say something: not numbers alone."""
+    return bool(names) and not all(name.isdigit() for name in names)
 
 
 def one_if_same(mine, theirs):

@@ -154,7 +154,7 @@ class Run:
         shared, personal, names = read_adapter(self.path / "adapter")
         settings = self.experiment
         class_names = facts["class_names"]
-        loaded = load_model(settings, self._given, len(class_names))
+        loaded = load_model(settings, self._given, class_names)
         if loaded.fingerprint != facts["backbone"]:
             raise InputError(
                 f"The backbone (weights and config.json) has sha256 {loaded.fingerprint[:12]}..., the run "

@@ -45,14 +45,14 @@ class Loader:
 
         return self.once((*settings, experiment.seed), load)
 
-    def model(self, experiment: Experiment, num_classes: int) -> Loaded:
+    def model(self, experiment: Experiment, class_names: Sequence[str]) -> Loaded:
         """Does ``load_model``; what two seeds have in common is one array."""
         if experiment.model.scan_layers:  # ``inject`` takes the blocks out of the module
-            return load_model(experiment, self.given, num_classes)
-        settings = "model", repr(experiment.model), experiment.method.start, num_classes
+            return load_model(experiment, self.given, class_names)
+        settings = "model", repr(experiment.model), experiment.method.start, tuple(class_names)
 
         def load() -> Loaded:
-            found = load_model(experiment, self.given, num_classes)
+            found = load_model(experiment, self.given, class_names)
             other = next((one for name, one in self._kept.items() if name[:4] == settings), None)
             if other is not None:
                 mine, theirs = nnx.state(found.model), nnx.state(other.model)
@@ -138,7 +138,7 @@ class Loader:
         placed = method.layers, method.targets, method.exclude, experiment.prefix_cache
         try:
             dataset = self.dataset(experiment)
-            loaded = self.model(experiment, dataset.num_classes)
+            loaded = self.model(experiment, dataset.class_names)
         except InputError:
             return None
         return *placed, repr(experiment.model), id(dataset), loaded.fingerprint

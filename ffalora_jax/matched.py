@@ -23,7 +23,7 @@ MOST_RANK = 4096
 
 def trained_numbers(experiment: Experiment, loader: Loader) -> int:
     """Returns how many numbers a client trains beside the head: those of the leaves that are sent or stay."""
-    loaded = loader.model(experiment, loader.dataset(experiment).num_classes)
+    loaded = loader.model(experiment, loader.dataset(experiment).class_names)
     model, method = inject(experiment, loaded), method_of(experiment)
     init: LoraInit = lookup("inits", experiment.method.init)()
     state = jax.eval_shape(lambda: initial_state(model, method, init, experiment, 1)[1])

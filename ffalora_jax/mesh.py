@@ -27,11 +27,15 @@ from ffalora_jax.types import Tree
 CLIENTS, MODEL = "clients", "model"
 
 BACKBONE = (
-    (r".*\.(query|key|value|up|gate|q_proj|k_proj|v_proj)\.kernel", P(None, MODEL)),
-    (r".*\.(output|down|o_proj)\.kernel", P(MODEL, None)),
-    (r"words\.embedding", P(MODEL, None)),
+    (
+        r".*\.(query|key|value|up|[qkv]_proj|gate_proj|up_proj)(\.base)?\.kernel|head\.kernel",
+        (None, MODEL),
+    ),
+    (r".*\.(output|down|o_proj|down_proj)(\.base)?\.kernel", (MODEL, None)),
+    (r"(words|embed)\.embedding", (MODEL, None)),
 )
-"""Which axis of a backbone leaf is sharded over ``model``, by its dotted path; the others are replicated."""
+"""Which axis of a backbone leaf is sharded over ``model``, by its dotted path; the others are replicated.
+An adapted layer has its frozen kernel under ``base``."""
 
 
 def make_cpu_devices(setting: str, processes: int = 1) -> None:
@@ -194,15 +198,19 @@ def backbone_on(mesh: Mesh | None, backbone: Tree) -> Tree:
 
     def place(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        spec = P()
-        if mesh.shape[MODEL] > 1:
-            spec = next((spec for pattern, spec in BACKBONE if re.fullmatch(pattern, name)), P())
-            axis = next((i for i, part in enumerate(spec) if part == MODEL), None)
-            if axis is not None and leaf.shape[axis] % mesh.shape[MODEL]:
-                spec = P()  # does not divide: whole on each
+        spec = backbone_spec(name, leaf.shape, mesh.shape[MODEL])
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(place, backbone)
+
+
+def backbone_spec(name: str, shape: tuple[int, ...], shards: int) -> P:
+    """Returns how a leaf of the backbone is sharded; what does not divide is whole on each device."""
+    axes = next((axes for pattern, axes in BACKBONE if re.fullmatch(pattern, name)), ())
+    axes = (None,) * (len(shape) - len(axes)) + axes  # blocks that were stacked have an axis before
+    if shards == 1 or MODEL not in axes or shape[axes.index(MODEL)] % shards:
+        return P()
+    return P(*axes)
 
 
 def dealt(mesh: Mesh | None, tree: Tree) -> Tree:

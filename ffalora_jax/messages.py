@@ -1,5 +1,7 @@
 """What crosses the wire in a round, in bytes: counted from the shapes that are really sent."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
@@ -36,7 +38,7 @@ def bytes_of(
         return 0, 0
     if method.wire is not None:
         up, down = jax.eval_shape(method.wire, adapters)
-        return nbytes(up) if compression is None else compression.nbytes(up), nbytes(down)
+        return _shrunk(up, None, compression), nbytes(down)
     parts = method.parts
     here = select(adapters, parts[int(method.phase_at(round_index))] | set(HEAD_LEAVES))
     before = method.kept | set(HEAD_LEAVES)
@@ -50,7 +52,7 @@ def bytes_of(
         return beside(sent, active, 1.0) if controls else sent
 
     sent = jax.eval_shape(upload, here)
-    up = _within(sent, rank) if compression is None else compression.nbytes(sent)
+    up = _shrunk(sent, rank, compression)
     known = {"residual", *method.redrawn, *(("lora_b",) if method.redrawn else ())}
     down = _within(select(adapters, before - known), rank)
     if controls:
@@ -61,16 +63,42 @@ def bytes_of(
     return up, down + min(residual, uploads * factors)
 
 
-def _within(sent: Adapters, rank: np.ndarray | None):
+def _shrunk(sent: Adapters, rank: np.ndarray | None, compression: Compression | None):
+    """Returns the bytes of an upload in the form in which it is sent."""
+    if compression is None:
+        return _within(sent, rank)
+    return _within(sent, rank, lambda own: compression.nbytes(own, sent))
+
+
+def _within(sent: Adapters, rank: np.ndarray | None, count: Callable[[Adapters], int] = nbytes):
     """Returns the bytes of leaves, factors cut to a client's own rank."""
     if rank is None:
-        return nbytes(sent)
-    total = np.zeros(len(rank), np.int64)
-    for found in sent.values():
-        for name, leaf in found.items():
-            whole, axis = leaf.size * leaf.dtype.itemsize, RANK_AXIS.get(name)
-            if axis is None:
-                total += whole
-            else:
-                total += whole // leaf.shape[axis] * np.minimum(rank, leaf.shape[axis])
-    return total
+        return count(sent)
+    each = {one: count(_cut(sent, one)) for one in set(rank.tolist())}
+    return np.asarray([each[one] for one in rank.tolist()], np.int64)
+
+
+def _cut(sent: Adapters, rank: int) -> Adapters:
+    """Returns the shapes of what is a client's own."""
+
+    def own(name, leaf):
+        shape = list(leaf.shape)
+        if (axis := RANK_AXIS.get(name)) is not None:
+            shape[axis] = min(rank, shape[axis])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    return {
+        layer: {name: own(name, leaf) for name, leaf in found.items()}
+        for layer, found in sent.items()
+    }
+
+
+def what_is_counted(method: Method, compression: str) -> str:
+    """Says what the bytes are of, and what is not sent."""
+    if method.pooled:
+        return "no messages: all data lie in one place, and had to be moved there"
+    up = "float32" if compression == "none" else compression
+    return (
+        f"uploads as {up}, downloads as float32; what is frozen is not sent: each site has it from the "
+        "public seed, the model, or the adapter that was started from"
+    )

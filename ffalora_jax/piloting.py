@@ -184,7 +184,7 @@ def quicker(experiment: Experiment, many: ManyRuns) -> Experiment:
     experiment = experiment.replace(max_validation=fewer, max_test=most)
     if experiment.method.layers != "all":
         return experiment
-    loaded = many.loader.model(experiment, many.loader.dataset(experiment).num_classes)
+    loaded = many.loader.model(experiment, many.loader.dataset(experiment).class_names)
     count = len(getattr(loaded.model, "layers", ()))
     if count < 3:
         return experiment

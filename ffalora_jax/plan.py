@@ -187,6 +187,7 @@ def plan(
     steps = slots * run.experiment.local_steps
     return {
         "name": run.experiment.name,
+        "answers": sum(map(len, scored_rows(run))) if run.dataset.metric == "exact_match" else 0,
         "device": jax.devices()[0].device_kind if named is None else device,
         "clients": total,
         "clients_in_a_round": slots,

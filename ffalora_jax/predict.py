@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ffalora_jax import registry
 from ffalora_jax.config import DataConfig
 from ffalora_jax.data import Dataset
 from ffalora_jax.data._files import not_text
 from ffalora_jax.data.csv import read as read_csv
 from ffalora_jax.errors import InputError
+from ffalora_jax.load import load_dataset
 from ffalora_jax.loaded_run import Run
+from ffalora_jax.metrics import class_metrics
 from ffalora_jax.respond import exact_match
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -40,8 +41,9 @@ def read_texts(
                     )
             texts, pairs = columns[text], columns[text_pair] if text_pair else None
         else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            texts, pairs = [line for line in lines if line.strip()], None
+            # Empty lines between are texts too: line k of what comes out belongs to line k.
+            lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+            texts, pairs = lines if lines != [""] else [], None
     except OSError as error:
         raise InputError(f"Cannot read {str(path)!r}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
@@ -76,7 +78,7 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
     """
     if isinstance(data, DataConfig):
         data = dataclasses.replace(data, client=None)
-        dataset = registry.lookup("datasets", data.name)(data, run.experiment.seed)
+        dataset = load_dataset(dataclasses.replace(run.experiment, data=data))
     else:
         dataset = data
     if dataset.kind != run.kind:
@@ -95,9 +97,12 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
         found = run.predict([source.load() for source in dataset.inputs["image"]], None, client)
     else:
         found = run.predict(dataset.inputs["text"], dataset.inputs.get("text_pair"), client)
-    right = np.array([one.label for one in found]) == truth
+    said = np.array([one.label for one in found])
+    right, order = said == truth, {name: index for index, name in enumerate(known)}
+    numbers = [np.array([order[name] for name in names]) for names in (said, truth)]
     return {
         "accuracy": float(right.mean()),
+        **class_metrics(dataset.metric, *numbers),
         "num_examples": len(right),
         "per_class": {
             name: {

@@ -160,7 +160,7 @@ def prepare(
     expected = experiment.batch_size * (len(owners.train) if method.pooled else 1)
     check_sizes(rows, ("everyone",) if method.pooled else owners.names, expected)
     cohort_size = cohort_size_of(experiment, len(rows), method)
-    loaded = loader.model(experiment, dataset.num_classes)
+    loaded = loader.model(experiment, dataset.class_names)
     injected = inject(experiment, loaded)
     rates = rates_of(experiment)
     noise = (1.0,) if rates is None else tuple(map(float, rates.noise))

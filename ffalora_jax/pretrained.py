@@ -160,6 +160,13 @@ def label_names(directory: Path) -> list[str]:
     return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
+def brings_head(loaded: "Loaded", classes: int) -> bool:
+    """Whether the head is the checkpoint's own."""
+    if loaded.directory is None:
+        return False
+    return "head" not in _lacking(_read_config(loaded.directory), loaded.family, classes)
+
+
 def new_parts(parts: tuple[str, ...], wanted: dict, seed: int, dtype: str = "float32") -> dict:
     """Draws dense layers from the public seed: kernel N(0, 0.02^2), bias zero."""
     drawn = {}

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ffalora_jax._version import __version__
-from ffalora_jax.messages import bytes_of
+from ffalora_jax.messages import bytes_of, what_is_counted
 from ffalora_jax.partition import MOST_LISTED, class_table
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.run_log import PACKAGES
@@ -215,7 +215,7 @@ def communication(run: Prepared, traffic: Traffic) -> dict[str, Any]:
         "bytes_up": up,
         "bytes_down": down,
         "bytes_total": up + down,
-        "note": "float32 leaves as sent; the frozen factor follows from the public seed and is not sent",
+        "note": what_is_counted(run.method, run.experiment.compression),
     }
 
 

@@ -43,8 +43,8 @@ def started_from(
         delta: of this run.
     """
     folder = experiment.method.start
-    said = None if folder is None else _read(Path(folder))
-    if said is None:
+    said = None if folder is None else told(Path(folder))
+    if said is None or not {"privacy", "trained_on"} <= said.keys():
         return None
     now, bills = trained_on(experiment), _bills(said)
     spent = [bill["privacy"] for bill in bills if _same(bill["trained_on"], now)]
@@ -89,9 +89,9 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return source(one) == source(other)
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def told(folder: Path) -> dict[str, Any] | None:
+    """Returns what an adapter says of itself; None where it says nothing."""
     try:
-        found = from_json((folder / FACTS).read_bytes())
-        return found if {"privacy", "trained_on"} <= set(found) else None
+        return dict(from_json((folder / FACTS).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None

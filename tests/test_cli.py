@@ -159,6 +159,8 @@ def test_evaluate_counts_what_predict_says(run, texts):
         share = sum(prediction["label"] == name for prediction in predicted) / 2
         assert one == {"accuracy": share, "num_examples": 2}
     assert here(*command).startswith("accuracy 0.5000 on 4 examples")
+    few = json.loads(here(*command, "--data.max_examples", "3", "--json"))
+    assert few["num_examples"] == 3
 
 
 class Addresses(html.parser.HTMLParser):

@@ -7,6 +7,7 @@ import pytest
 
 from ffalora_jax.compression import compressed, compression_of
 from ffalora_jax.errors import InputError
+from ffalora_jax.messages import bytes_of
 from ffalora_jax.prepare import prepare
 from ffalora_jax.run_facts import message_bytes
 from tests.helpers import prepared, run_rounds
@@ -99,3 +100,15 @@ def test_a_method_whose_messages_go_another_way_refuses_it():
     experiment = prepared(method="fedask").experiment.replace(compression="int8")
     with pytest.raises(InputError, match="another way"):
         prepare(experiment)
+
+
+@pytest.mark.parametrize(("text", "sent"), [("none", 4), ("float16", 2), ("int8", 1)])
+def test_a_site_with_a_small_rank_sends_its_own_numbers_alone(text, sent):
+    run = prepared(method="hetlora", head="frozen")
+    rank, leaves = np.array([1, 2]), run.server.active(run.state.adapters, 0)
+    up, _ = bytes_of(run.method, leaves, 1, 0, rank, compression_of(text))
+    own = [sum(leaf.size for leaf in jax.tree.leaves(leaves)) * r // 2 for r in rank]
+    more = 4 * len(jax.tree.leaves(leaves)) if text == "int8" else 0  # a step for each
+    assert up.tolist() == [sent * count + more for count in own]
+    few, _ = bytes_of(run.method, leaves, 1, 0, rank, compression_of("topk 0.75"))
+    assert few.tolist() == [8 * own[0], 8 * own[1] * 3 // 4]

@@ -215,6 +215,10 @@ def test_a_run_says_that_whole_clients_are_protected_and_which_files_name_them(t
     page = (run.path / "report.html").read_text()
     assert "one client, with all its examples" in page
     assert "every whole site" in page
+    assert "the server, which sees it and has to be trusted" in page
+    assert "never taken part" in page
+    assert "each single text" not in page
+    assert "Share of sites whose influence was cut" in page
     assert ffa.load_run(run.path).predict(["a text"])
 
 

@@ -179,6 +179,7 @@ def test_an_adapter_that_began_from_a_part_of_w_is_plain_lora_of_twice_the_rank(
     export_run(begun, tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["init_lora_weights"]) == (4, True)
+    assert "| LoRA | rank 4," in (tmp_path / "adapter" / "README.md").read_text()
     export_run(begun, tmp_path / "merged", merge=True)
     again = ffa.load_run(begun.path)
     back = ffa.load_adapter(begun.experiment.model.name, tmp_path / "adapter", max_tokens=16)
@@ -197,3 +198,16 @@ def test_leaves_that_peft_has_no_form_for_are_refused_by_name(tmp_path):
     with pytest.raises(ffa.InputError, match="no form for the method's leaves residual"):
         export_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.thorough
+def test_leaves_that_never_got_noise_are_exported_with_no_claim(tmp_path):
+    changes = {"model.name": "tiny", "model.head": "personal", "privacy.mechanism": "dp_fedavg"}
+    run = ffa.simulate(from_table(SETTINGS).replace(**changes), columns(), out=tmp_path / "run")
+    export_run(run, tmp_path / "north", client="north")
+    card = (tmp_path / "north" / "README.md").read_text()
+    assert "**No privacy is claimed.**" in card
+    assert "not to be handed on" in card
+    assert "epsilon" not in card.partition("Not protected:")[0]
+    said = json.loads((tmp_path / "north" / "run.json").read_text())["privacy"]
+    assert said == {"unit": None, "epsilon": None, "delta": None}

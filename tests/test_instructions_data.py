@@ -92,6 +92,16 @@ def test_a_folder_is_one_client_a_file_unless_a_column_says_whose(tmp_path):
     assert read(tmp_path, client="site").client_names == ("north", "south")
 
 
+def test_a_files_name_is_a_client_with_its_dots(tmp_path):
+    for name in ("st.mary.jsonl", "st.john.jsonl", "ward.jsonl.gz"):
+        write(tmp_path / name, PAIRS[:1])
+    assert read(tmp_path).client_names == ("st.john", "st.mary", "ward")
+    write(tmp_path / "ward.jsonl", PAIRS[1:])
+    with pytest.raises(InputError, match="Two files of the name 'ward'"):
+        read(tmp_path)
+    assert read(tmp_path, client="site").client_names == ("north", "south")
+
+
 BAD_CHATS = [
     ("hello", ["'messages'", "'hello'", "list of at least two"]),
     (chat(("user", "Hi")), ["at least two"]),

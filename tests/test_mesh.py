@@ -1,15 +1,19 @@
 """Several devices give the numbers of one, clipping active; and only the reduction that is meant."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
-from ffalora_jax.mesh import make_mesh
+from ffalora_jax.load import inject, load_model
+from ffalora_jax.mesh import backbone_spec, make_mesh
 from tests.on_devices import CASES, FAST, WAYS
 
 
@@ -86,3 +90,30 @@ def test_a_mesh_that_cannot_be_read_is_refused(setting):
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match="needs 16 devices, there are 1"):
         make_mesh("clients=8,model=2", 4)
+
+
+@pytest.mark.parametrize("targets", ["qv", r"layers\..*"])
+@pytest.mark.parametrize("name", ["tiny", "stories260k"])
+def test_with_a_model_axis_the_large_matrices_of_the_backbone_are_sharded(name, targets):
+    """Adapted layers too: their frozen kernels are what a device may have no room for."""
+    experiment = Experiment().replace(**{"model.name": name, "method.targets": targets})
+    loaded = load_model(experiment, None, ("no", "yes"))
+    for stacked in (False, True):
+        leaves = _backbone(inject(experiment, loaded))
+        shapes = {n: ((3, *s) if stacked and "layers" in n else s) for n, s in leaves.items()}
+        whole = sum(map(math.prod, shapes.values()))
+        split = 0
+        for leaf, shape in shapes.items():
+            spec = backbone_spec(leaf, shape, 2)
+            assert spec == P() or (len(spec) == len(shape) and "model" in spec), leaf
+            assert not (stacked and "layers" in leaf and spec and spec[0] == "model")
+            split += math.prod(shape) * (spec != P())
+        assert split > 0.6 * whole, (split / whole, name)
+        assert backbone_spec(max(shapes, key=lambda n: math.prod(shapes[n])), (7, 7), 2) == P()
+
+
+def _backbone(model):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.backbone)
+    }

@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import ffalora_jax as ffa
-from ffalora_jax import export, lint, warm_start
+from ffalora_jax import export, lint, pretrained, warm_start
+from ffalora_jax.config import Experiment
+from ffalora_jax.data._columns import codes
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import from_table
+from ffalora_jax.load import class_order, load_model
 from ffalora_jax.loaded_run import load_run
 from ffalora_jax.prepare import prepare
 from tests.peft_files import write
@@ -160,3 +164,38 @@ def test_what_an_adapter_says_of_its_data_holds_no_example_and_no_path(place, ex
     text = (place / "adapter-3" / "run.json").read_text()
     assert str(place) not in text
     assert not any(word in text for word in columns()["text"][0].split() if len(word) > 5)
+
+
+@pytest.mark.thorough
+def test_a_start_names_its_classes_as_the_data_do_or_is_refused(place, experiment, first):
+    again = experiment.replace(**{"method.start": str(place / "adapter")})
+    names = first.class_names
+    same = load_model(again, None, names)
+    turned = load_model(again, None, names[::-1])
+    for name in ("kernel", "bias"):
+        mine, theirs = (np.asarray(getattr(one.model.head, name)[...]) for one in (same, turned))
+        np.testing.assert_array_equal(mine[..., ::-1], theirs)
+        assert not np.array_equal(mine, theirs)
+    others = [f"other {name}" for name in names]
+    with pytest.raises(InputError, match="name them alike"):
+        load_model(again, None, others)
+    load_model(again, None, [str(k) for k in range(len(names))])  # numbers say nothing
+
+
+def test_a_checkpoints_head_follows_the_order_of_the_datas_classes(tmp_path):
+    base = write(tmp_path / "base", "roberta")
+    there = pretrained.label_names(base)
+    settings = Experiment().replace(**{"model.name": str(base)})
+    heads = [
+        np.asarray(load_model(settings, None, names).model.head.kernel[...])
+        for names in (there, there[::-1], [name.upper() for name in there], [*there[1:], "odd"])
+    ]
+    np.testing.assert_array_equal(heads[0][:, ::-1], heads[1])
+    np.testing.assert_array_equal(heads[0], heads[2])
+    np.testing.assert_array_equal(heads[0], heads[3])
+
+
+def test_classes_are_in_the_same_order_in_every_process():
+    assert class_order(["b", "a"], ["A", "B"]) == [1, 0]
+    assert class_order(["a", "b"], ["a", "c"]) is None
+    assert codes(["2", "01", "1"], "label", "here")[1] == ("01", "1", "2")

@@ -3,7 +3,6 @@
 import numpy as np
 from safetensors.numpy import load_file
 
-from ffalora_jax.adapter_file import ADAPTER
 from ffalora_jax.config import Experiment
 from ffalora_jax.experiment_file import from_table
 
@@ -30,5 +29,5 @@ def timeless(run):
 
 
 def same_bits(one, other):
-    a, b = (load_file(run.path / "adapter" / ADAPTER) for run in (one, other))
+    a, b = (load_file(next(run.path.glob("adapter/*.safetensors"))) for run in (one, other))
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)

@@ -90,7 +90,7 @@ def codes(column: Sequence, name: str, source: str) -> tuple[np.ndarray, tuple[s
     words = [_word(value, row, name, source) for row, value in enumerate(column)]
     distinct = set(words)
     try:
-        names = sorted(distinct, key=int)
+        names = sorted(distinct, key=lambda word: (int(word), word))  # "1" before "01", always
     except ValueError:
         names = sorted(distinct)
     number = {word: index for index, word in enumerate(names)}

@@ -61,6 +61,26 @@ def find(config: DataConfig, *suffixes: str) -> list[Path]:
     return files
 
 
+def client_of(files: list[Path], suffixes: tuple[str, ...]) -> dict[Path, str]:
+    """Returns the client that each file is, by its name without the suffix.
+
+    Raises:
+        InputError: two files of one name.
+    """
+    known = sorted(suffixes, key=len, reverse=True)
+    names = {}
+    for file in files:
+        suffix = next((one for one in known if file.name.endswith(one)), file.suffix)
+        name = file.name.removesuffix(suffix)
+        if name in names.values():
+            raise InputError(
+                f"Two files of the name {name!r} in {str(file.parent)!r}: each file is a client, so rename "
+                "or join them, or name the column that says whose a row is (--data.client)."
+            )
+        names[file] = name
+    return names
+
+
 def checked(file: Path, read: Callable[[Path], Read]) -> Read:
     """Returns ``read(file)``, whose failures become messages with the file's name."""
     try:

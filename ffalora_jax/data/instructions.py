@@ -25,11 +25,12 @@ def build(config: DataConfig, seed: int) -> Dataset:
     """
     files = _files.find(config, *SUFFIXES)
     pairs, owners = [], []
+    each = {} if config.client else _files.client_of(files, SUFFIXES)
     for file in files:
         before = len(pairs)
         for pair, owner in _files.checked(file, lambda path: list(_examples(path, config))):
             pairs.append(pair)
-            owners.append(file.name.partition(".")[0] if owner is None else owner)
+            owners.append(each[file] if owner is None else owner)
         if len(pairs) == before:
             raise InputError(f"{file} holds no examples: expected at least one line.")
     source, clients, names = str(config.path), None, ()

@@ -9,7 +9,7 @@ from ffalora_jax import registry, schedules
 from ffalora_jax.errors import InputError
 from ffalora_jax.loaded_run import Run
 from ffalora_jax.plots import _axes
-from ffalora_jax.report import figures
+from ffalora_jax.report import figures, words
 from ffalora_jax.sweeps import Sweep
 
 PLAIN = ("dp_sgd", "dp_fedavg")
@@ -37,10 +37,9 @@ def clipping(
     for index, (run, name) in enumerate(zip(found, names, strict=True)):
         shares = [figures.drawn(line["clipped_share"]) for line in run.metrics]
         ax.plot(_rounds(run), shares, label=name, **_axes.style(index))
-    what = {"example": "examples", "client": "sites"}.get(found[0].privacy["unit"], "examples")
     _axes.by_round(ax)
     ax.set_ylim(0, 1.03)
-    _axes.share(ax, f"share of {what} clipped")
+    _axes.share(ax, f"share of {words.units(found[0])} clipped")
     _axes.legend(ax)
     return ax
 

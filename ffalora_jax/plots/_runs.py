@@ -65,7 +65,8 @@ def privacy(runs: Runs, ax: Axes | None = None, labels: Sequence[str] | None = N
     for index, (run, name) in enumerate(zip(found, names, strict=True)):
         if run.epsilon is None:
             _, values = figures.evaluated(run, "accuracy")
-            ax.axhline(values[-1], color=_axes.color(index), linestyle="--", label=name)
+            if len(values):
+                ax.axhline(values[-1], color=_axes.color(index), linestyle="--", label=name)
             continue
         lines = [line for line in run.metrics if line.get("accuracy") is not None]
         spent = [line["epsilon"] for line in lines]

@@ -8,7 +8,7 @@ from ffalora_jax.cache import write_atomically
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import settings
 from ffalora_jax.loaded_run import Run
-from ffalora_jax.report import figures, times, words
+from ffalora_jax.report import comparing, figures, times, words
 
 
 def write_report(runs: Sequence[Run], out: str | Path) -> Path:
@@ -41,8 +41,8 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
         style=(folder / "style.css").read_text(encoding="utf-8"),
         title=first.experiment.name,
         answer=words.answer(first),
-        lesson=words.comparison(runs) if len(runs) > 1 else "",
-        comparable=words.comparable(runs),
+        lesson=comparing.comparison(runs) if len(runs) > 1 else "",
+        comparable=comparing.comparable(runs),
         noise_from_budget=first.experiment.privacy.noise_multiplier is None,
         rows=[words.row(run) for run in runs],
         sites=words.sites(first),
@@ -55,6 +55,8 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
         environment=first.folder.read_json("environment.json"),
         settings=_settings(first.experiment.replace(rounds=first.privacy["planned_rounds"])),
         communication=first.communication,
+        clipped_what=words.units(first),
+        shares_noise=first.experiment.privacy.mechanism == "dp_sgd_secagg",
         last=first.metrics[-1],
         partition=first.folder.read_json("partition.json"),
     )

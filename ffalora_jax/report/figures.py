@@ -148,7 +148,7 @@ def _clipped(axes: Axes, run: Run) -> None:
     axes.plot(rounds, [drawn(line["clipped_share"]) for line in run.metrics], color=color(0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(0, 1.02)
-    axes.set_ylabel("share of examples clipped")
+    axes.set_ylabel(f"share of {words.units(run)} clipped")
 
 
 def _partition(axes: Axes, run: Run) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ffalora_jax.loaded_run import Run
-from ffalora_jax.report.words import duration, label, percent
+from ffalora_jax.report.words import duration, label, num_clients, percent
 
 RATES = (("1 Mbit/s", 1e6), ("10 Mbit/s", 1e7), ("100 Mbit/s", 1e8), ("10 Gbit/s", 1e10))
 """From a weak mobile link to a data centre."""
@@ -73,5 +73,5 @@ def _time_to(lines: Sequence[dict]) -> list[str]:
 
 
 def _name(run: Run, client: int) -> str:
-    clients = run.privacy["clients"]
-    return clients[client]["name"] if client < len(clients) else f"site {client}"
+    clients = run.privacy["clients"]  # of many that are alike there is one line for all
+    return clients[client]["name"] if len(clients) == num_clients(run) else f"site {client}"

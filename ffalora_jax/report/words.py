@@ -1,7 +1,6 @@
 """The report's sentences and numbers, in words that need no knowledge of LoRA."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from ffalora_jax.loaded_run import Run
@@ -134,9 +133,11 @@ def answer(run: Run) -> str:
             "no longer finite, or beyond all reason. Lower optimizer.learning_rate."
         )
     gained = f"{who} trained {_what(run)} that {_success(run, facts, things)}"
-    traffic = f"{size(facts.bytes_per_client)} sent and received per site"
+    traffic = f"it cost {size(facts.bytes_per_client)} sent and received per site"
+    if run.experiment.method.name == "centralized":
+        traffic = "all data had to be moved there"
     if facts.epsilon is None or facts.delta is None:
-        return f"{gained}; nothing is protected by noise, and it cost {traffic}."
+        return f"{gained}; nothing is protected by noise, and {traffic}."
     whole = run.privacy["unit"] == "client"
     what = (
         f"every whole site with all its {things}"
@@ -145,7 +146,7 @@ def answer(run: Run) -> str:
     )
     return (
         f"{gained}; {what} is protected with epsilon {facts.epsilon:.2f} "
-        f"(delta {small(facts.delta)}), and it cost {traffic}."
+        f"(delta {small(facts.delta)}), and {traffic}."
     )
 
 
@@ -178,6 +179,11 @@ def _what(run: Run) -> str:
     return "a model each" if run.experiment.method.name == "local_only" else "one model"
 
 
+def units(run: Run) -> str:
+    """Names what is clipped one by one: sites where whole sites are protected, else examples."""
+    return "sites" if run.privacy["unit"] == "client" else "examples"
+
+
 def _things(run: Run) -> str:
     kind = run.folder.read_json("environment.json")["data_kind"]
     return {"text": "texts", "images": "images", "instructions": "examples"}[kind]
@@ -205,58 +211,6 @@ def judged(run: Run, form: str) -> str:
         if name in found:
             return form.format(f"{called} {number(found[name], 3)}")
     return ""
-
-
-def comparable(runs: Sequence[Run]) -> bool:
-    """Whether the runs differ in method and privacy alone: same data, seed, and steps."""
-
-    def facts(run: Run) -> tuple:
-        settings = run.experiment
-        source = run.folder.read_json("environment.json")["data_source"]
-        steps = (len(run.metrics), settings.local_steps, settings.batch_size)
-        return source, settings.data, settings.partition, settings.model, settings.seed, steps
-
-    return all(facts(run) == facts(runs[0]) for run in runs)
-
-
-def comparison(runs: Sequence[Run]) -> str:
-    """What the compared runs teach, as far as the figures say it."""
-    if not comparable(runs):
-        return (
-            "These runs differ in their data, model, seed or number of steps: read each for itself, not "
-            "against the others."
-        )
-    rows = {(run.experiment.method.name, run.epsilon is not None): row(run) for run in runs}
-    said = []
-    private, open_ = rows.get(("ffa_lora", True)), rows.get(("ffa_lora", False))
-    plain = rows.get(("fedavg_lora", True))
-    if private and open_ and private.accuracy is not None and open_.accuracy is not None:
-        cost = _points(open_.accuracy, private.accuracy)
-        free = "Privacy cost no accuracy here."
-        said.append(f"Privacy cost {cost:.1f} points of accuracy." if cost > 0 else free)
-    if private and plain and private.accuracy is not None and plain.accuracy is not None:
-        gain = _points(private.accuracy, plain.accuracy)
-        word = "more" if gain >= 0 else "less"
-        share = private.bytes_total / plain.bytes_total if plain.bytes_total else 1.0
-        under = (
-            "Under the same privacy" if _same_privacy(private, plain) else "Under another privacy"
-        )
-        said.append(
-            f"{under} FFA-LoRA sends {share:.0%} of what plain LoRA sends and reaches {abs(gain):.1f} "
-            f"points {word}."
-        )
-    said.append("These are single runs of one seed: differences of a few points may be chance.")
-    return " ".join(said)
-
-
-def _points(one: float, other: float) -> float:
-    """Percentage points between two shares as the table prints them: a reader's subtraction agrees."""
-    return round(100 * one, 1) - round(100 * other, 1)
-
-
-def _same_privacy(one: Row, other: Row) -> bool:
-    epsilons = one.epsilon or 0.0, other.epsilon or 0.0
-    return one.delta == other.delta and math.isclose(*epsilons, rel_tol=0.02)
 
 
 def _count_word(count: int) -> str:
