@@ -31,7 +31,7 @@ ALL_THERE = {
     "sites.adapt": "none",
 }
 """A site that trains alone waits for nobody and is never away from itself."""
-QUICK_PARTS = (1.0, 0.5, 0.25)
+QUICK_PARTS = (0.5, 0.25)
 """Of the learning rate that is asked for: where a quick pilot looks for that of training alone."""
 
 
@@ -72,13 +72,17 @@ def course(experiment: Experiment, quick: bool = False, deadline: float | None =
     # Whether it is worth it at all comes before what it costs.
     for repeat in repeats[quick:]:
         yield [_of(name, one, repeat) for name, one in ways]
+    if quick:  # one is enough to see what it sends
+        yield [_of("repeat", other, first)]
     without = yield from _without_privacy(main, rates[ALONE], quick)
-    privacies = [without, *(main | {"privacy.epsilon": e} for e in other_epsilons(experiment))]
+    # From the ends inwards: where time is short the middle is the least loss.
+    others = [main | {"privacy.epsilon": e} for e in reversed(other_epsilons(experiment))]
+    privacies = [without, *others]
     yield [_of("privacy", one, first) for one in privacies]
     if deadline is not None:
         adapted = main | {"sites.adapt": "deadline", "sites.deadline": deadline}
         yield [_of("adapt", adapted, first)]
-    yield [_of("repeat", other, repeat) for repeat in repeats]
+    yield [_of("repeat", other, repeat) for repeat in repeats[quick:]]
     if quick:
         return
     inits = [main | {"method.init": name} for name in INITS if name != experiment.method.init]

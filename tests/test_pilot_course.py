@@ -81,9 +81,9 @@ def test_a_quick_pilot_leaves_out_what_can_be_left_out():
     steps = gone(quick=True)
     jobs = [job for step in steps for job in step]
     assert {job.question for job in jobs} == {"alone", "methods", "privacy", "repeat"}
-    assert len(jobs) == 3 + (3 + 2) + 3 + 3
+    assert len(jobs) == 3 + (2 + 2) + 3 + 3
     assert {job.settings[RATE] for job in jobs if OPEN not in job.changes} == {START}
-    assert [job.settings["method.name"] for job in steps[0]] == [METHODS[0], *3 * [ALONE]]
+    assert [job.settings["method.name"] for job in steps[0]] == [METHODS[0], *2 * [ALONE]]
 
 
 def test_a_quick_pilot_looks_for_the_rate_of_what_is_not_noised():

@@ -206,7 +206,7 @@ def test_ctrl_c_before_the_first_round_leaves_a_search_that_can_be_gone_on_with(
             os.kill(os.getpid(), signal.SIGINT)
 
     law = dataclasses.replace(
-        SEARCH, strategy="random", trials_law="poisson", compare=None, trials=2
+        SEARCH, strategy="random", trials_law="geometric", compare=None, trials=2
     )
     with pytest.raises(KeyboardInterrupt, match="ffalora resume"):
         ffa.sweep(small(), law, out=tmp_path / "cut", observe=stop)
