@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
-MASKED = -1e9
-"""Score of a padded token before the softmax: finite, so a row of nothing but padding stays finite."""
+MASKED = float(jnp.finfo(jnp.float32).min)
+"""Score of what is not seen, before the softmax: finite, so a row of nothing but padding stays finite."""
 
 
 def attend(
@@ -38,10 +38,10 @@ def attend(
 def shares(scores: Float[Array, "..."], seen: Bool[Array, "..."]) -> Float[Array, "..."]:
     """Softmax over the slots seen, the last axis; ``seen`` may have leading axes of size 1.
 
-    **Guarantee:** what is not seen has no share at all, however low the scores seen are: another example of
-    the same row would else come in where an example's own scores all lie below ``MASKED``.
+    **Guarantee:** what is not seen has no share at all, however low the finite scores seen are: none lies
+    below ``MASKED``, and another example of the same row would else come in.
     """
-    return jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1), 0)
+    return jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
 
 
 @jax.custom_vjp
