@@ -101,7 +101,7 @@ def privacy(found: dict[str, Any], t: Texts) -> list[str]:
         costs.append(_cost(cost, facts, t))
     if found["tightest"] is not None:
         costs.append(t("tightest", tightest=epsilon(found["tightest"], ""), epsilon=at))
-    return [*_promise(found, t), *(costs or [t("no_sites")])]
+    return [*_promise(found, t), *(costs or [t("privacy_not_yet")])]
 
 
 def _promise(found: dict[str, Any], t: Texts) -> list[str]:
