@@ -301,12 +301,13 @@ def test_a_quick_pilot_has_under_five_minutes():
     assert ffa.PilotConfig(quick=True, minutes=2).seconds == 120
 
 
-def test_a_quick_pilot_trains_the_upper_third_of_the_blocks():
+def test_a_quick_pilot_trains_the_upper_sixth_of_the_blocks():
     many = piloting.ManyRuns()
     blocks = len(many.loader.model(small(), ("no", "yes")).model.layers)
     quick = piloting.quicker(small(), many)
     assert quick.max_test == 300
-    assert quick.method.layers == ("all" if blocks < 3 else f"{blocks - blocks // 3}-{blocks - 1}")
+    first = blocks - max(1, blocks // 6)
+    assert quick.method.layers == ("all" if blocks < 3 else f"{first}-{blocks - 1}")
     given = small(max_test=50, **{"method.layers": "0"})
     kept = piloting.quicker(given, many)
     assert (kept.method.layers, kept.max_test) == ("0", 50)
