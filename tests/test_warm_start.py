@@ -167,8 +167,9 @@ def test_what_an_adapter_says_of_its_data_holds_no_example_and_no_path(place, ex
 
 
 @pytest.mark.thorough
-def test_a_start_names_its_classes_as_the_data_do_or_is_refused(place, experiment, first):
-    again = experiment.replace(**{"method.start": str(place / "adapter")})
+def test_a_start_names_its_classes_as_the_data_do_or_is_refused(experiment, first, tmp_path):
+    export.export_run(first, tmp_path / "adapter")
+    again = experiment.replace(**{"method.start": str(tmp_path / "adapter")})
     names = first.class_names
     same = load_model(again, None, names)
     turned = load_model(again, None, names[::-1])
