@@ -6,7 +6,7 @@ Written for a single client without a client axis; ``round`` names that axis.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -159,8 +159,7 @@ def make_local_update(
                 gradient = jax.tree.map(
                     lambda g, w, w0: g + proximal * (w - w0), gradient, trained, start
                 )
-            update: Any = optimizer.update(gradient, states[number], trained)
-            change, mine = update
+            change, mine = cast(Any, optimizer.update(gradient, states[number], trained))
             if now.learning_rate is not None:  # in a round one number, last factor of any change
                 change = jax.tree.map(lambda leaf: now.learning_rate * leaf, change)
             after = leaves.merge(held, jax.tree.map(jnp.add, trained, change))

@@ -4,6 +4,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,16 @@ def flat_settings(experiment: Experiment) -> dict[str, Any]:
         )
         found |= one or {name: value}
     return found
+
+
+def unlike(experiments: Sequence[Experiment], but: tuple[str, ...]) -> list[str]:
+    """Returns the settings in which experiments differ, without those that begin with ``but``."""
+    every = [flat_settings(experiment) for experiment in experiments]
+    return [
+        name
+        for name in every[0]
+        if not name.startswith(but) and len({str(one.get(name)) for one in every}) > 1
+    ]
 
 
 def to_toml(experiment: Experiment, comments: bool = False) -> str:

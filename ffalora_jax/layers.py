@@ -31,11 +31,11 @@ def attend(
     """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("...qhc,...khc->...hqk", query * scale, key).astype(jnp.float32)
-    weights = shares(scores, seen[..., None, :, :]).astype(value.dtype)
+    weights = masked_softmax(scores, seen[..., None, :, :]).astype(value.dtype)
     return jnp.einsum("...hqk,...khc->...qhc", weights, value)
 
 
-def shares(scores: Float[Array, "..."], seen: Bool[Array, "..."]) -> Float[Array, "..."]:
+def masked_softmax(scores: Float[Array, "..."], seen: Bool[Array, "..."]) -> Float[Array, "..."]:
     """Softmax over the slots seen, the last axis; ``seen`` may have leading axes of size 1.
 
     **Guarantee:** what is not seen has no share at all, however low the finite scores seen are: none lies

@@ -64,11 +64,8 @@ def load_model(
     settings, start = experiment.model, experiment.method.start
     if model is None:
         loaded = pretrained.load(settings.name, len(class_names), experiment.seed, settings)
-        if loaded.directory is not None and loaded.family.reads != "instructions":
-            there = pretrained.label_names(loaded.directory)
-            order = class_order(there, class_names)
-            if order is not None and pretrained.brings_head(loaded, len(class_names)):
-                _reorder(cast(Any, loaded.model).head, order)
+        if loaded.directory is not None and pretrained.brings_head(loaded, len(class_names)):
+            _put_in_order(loaded, pretrained.label_names(loaded.directory), class_names)
         return loaded if start is None else _started(loaded, start, class_names)
     if start is not None:
         raise InputError(
@@ -92,8 +89,9 @@ def class_order(there: Sequence[str], here: Sequence[str]) -> list[int] | None:
     return [theirs.index(name) for name in ours]
 
 
-def _reorder(head: Any, order: list[int]) -> None:
-    for leaf in (head.kernel, head.bias):
+def _put_in_order(loaded: Loaded, there: Sequence[str], here: Sequence[str]) -> None:
+    order, head = class_order(there, here), cast(Any, loaded.model).head
+    for leaf in (head.kernel, head.bias) if order is not None else ():
         if leaf is not None:
             leaf.set_value(leaf[...][..., np.asarray(order)])
 
@@ -104,10 +102,8 @@ def _started(loaded: Loaded, folder: str, class_names: Sequence[str]) -> Loaded:
     peft_io.set_head(loaded, start)
     if start.head:
         there = (told(Path(folder)) or {}).get("class_names") or ()
-        order = class_order(there, class_names)
-        if order is not None:
-            _reorder(cast(Any, loaded.model).head, order)
-        elif _named(there) and _named(class_names) and not _same(there, class_names):
+        _put_in_order(loaded, there, class_names)
+        if _named(there) and _named(class_names) and not _same(there, class_names):
             raise InputError(
                 f"method.start has a head for the classes {', '.join(there)}, the data have "
                 f"{', '.join(class_names)}: name them alike in the data's label column."

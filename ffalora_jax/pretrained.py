@@ -161,8 +161,8 @@ def label_names(directory: Path) -> list[str]:
 
 
 def brings_head(loaded: "Loaded", classes: int) -> bool:
-    """Whether the head is the checkpoint's own."""
-    if loaded.directory is None:
+    """Whether the head is a checkpoint's own, over classes."""
+    if loaded.directory is None or loaded.family.reads == "instructions":
         return False
     return "head" not in _lacking(_read_config(loaded.directory), loaded.family, classes)
 

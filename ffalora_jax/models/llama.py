@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ffalora_jax.blocks import StackedBlocks, run_blocks
 from ffalora_jax.errors import InputError
-from ffalora_jax.layers import Lookup, linear, shares
+from ffalora_jax.layers import Lookup, linear, masked_softmax
 from ffalora_jax.models import Model, WeightRule, dense_rules
 from ffalora_jax.models._kv_cache import (
     Cache,
@@ -93,7 +93,9 @@ def attend_in_groups(
     groups = key.shape[-2]
     query = query.reshape(*free, groups, heads // groups, channels) * channels**-0.5
     scores = jnp.einsum("...qghc,...kgc->...ghqk", query, key.astype(query.dtype))
-    weights = shares(scores.astype(jnp.float32), seen[..., None, None, :, :]).astype(query.dtype)
+    weights = masked_softmax(scores.astype(jnp.float32), seen[..., None, None, :, :]).astype(
+        query.dtype
+    )
     mixed = jnp.einsum("...ghqk,...kgc->...qghc", weights, value.astype(query.dtype))
     return mixed.reshape(*free, heads, channels)
 

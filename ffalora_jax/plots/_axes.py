@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ffalora_jax.errors import InputError
-from ffalora_jax.experiment_file import flat_settings
+from ffalora_jax.experiment_file import flat_settings, unlike
 from ffalora_jax.loaded_run import Run, load_run
 from ffalora_jax.report import figures, words
 from ffalora_jax.sweeps import Sweep
@@ -101,12 +101,8 @@ def names_of(runs: Sequence[Run], labels: Sequence[str] | None = None) -> list[s
 def _by_difference(runs: Sequence[Run]) -> list[str]:
     """Names runs by the settings in which they differ, or by their folders."""
     every = [flat_settings(run.experiment) for run in runs]
-    unlike = [
-        name
-        for name in every[0]
-        if name not in ("name", "noise_seed") and len({str(one.get(name)) for one in every}) > 1
-    ]
-    named = [", ".join(f"{short(name)} {value(one[name])}" for name in unlike) for one in every]
+    names = unlike([run.experiment for run in runs], ("name", "noise_seed"))
+    named = [", ".join(f"{short(name)} {value(one[name])}" for name in names) for one in every]
     return named if len(set(named)) == len(runs) else [run.path.name for run in runs]
 
 

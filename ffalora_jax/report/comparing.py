@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ffalora_jax.experiment_file import flat_settings
+from ffalora_jax.experiment_file import unlike
 from ffalora_jax.loaded_run import Run
 from ffalora_jax.report.words import Row, row
 
@@ -30,13 +30,7 @@ def comparable(runs: Sequence[Run]) -> bool:
 
 
 def _unlike(runs: Sequence[Run]) -> list[str]:
-    """Returns the settings in which runs differ, but for those of no matter."""
-    every = [flat_settings(run.experiment) for run in runs]
-    return [
-        name
-        for name in every[0]
-        if not name.startswith(NO_MATTER) and len({str(one.get(name)) for one in every}) > 1
-    ]
+    return unlike([run.experiment for run in runs], NO_MATTER)
 
 
 def comparison(runs: Sequence[Run]) -> str:
