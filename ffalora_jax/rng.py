@@ -98,7 +98,12 @@ def stream(key: jax.Array, purpose: Purpose, *indices) -> jax.Array:
     """
     path = jnp.stack([jnp.asarray(index).astype(jnp.uint32) for index in (int(purpose), *indices)])
     # A scan in place of a loop: the same keys, and the generator stands once in the program.
-    return jax.lax.scan(lambda inner, index: (jax.random.fold_in(inner, index), None), key, path)[0]
+    return jax.lax.scan(_folded, key, path)[0]
+
+
+def _folded(inner: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+    """One function for all calls, so that outside a program it is compiled once."""
+    return jax.random.fold_in(inner, index), None
 
 
 def moved(key: jax.Array, put: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -268,12 +268,11 @@ def make_rounds(
     Up to ``settings.rounds_per_call`` rounds by ``lax.scan``; rounds from ``num_rounds`` on are skipped,
     so a last, shorter call is the same program. A given ``cohort`` is that of all of them.
     """
+    step = jax.jit(round_step)  # traced once: for its shapes, and to be run
 
     @jax.jit
     def run_rounds(keys, state, frozen, data, numbers, num_rounds, cohort=None):
-        def one(state):
-            return round_step(keys, state, frozen, data, numbers, None, cohort)
-
+        one = lambda state: step(keys, state, frozen, data, numbers, None, cohort)  # noqa: E731
         nothing = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, state)[1]
         )

@@ -27,6 +27,7 @@ import tests.typecheck  # noqa: F401
 _hook = install_import_hook("ffalora_jax", "tests.typecheck.typechecked")
 
 import jax  # noqa: E402
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 from ffalora_jax import rng  # noqa: E402
@@ -40,6 +41,14 @@ jax.config.update(
 )  # many files need the same small ones
 
 
+MOST_BYTES = 5 * 2**29
+"""Of a worker, before it lets go of its programs."""
+
+# What was imported is never garbage, and tracing makes many objects that live on: looked through less often.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
+
+
 @pytest.fixture
 def key():
     """A key for draws that a test makes itself."""
@@ -48,13 +57,14 @@ def key():
 
 @pytest.fixture(autouse=True, scope="module")
 def _let_go():
-    """Frees prepared runs and compiled programs after each file: all of them take gigabytes."""
+    """Frees prepared runs after each file, and compiled programs once they take gigabytes."""
     yield
     helpers = sys.modules.get("tests.helpers")
     if helpers is not None:
         helpers.let_go()
-    jax.clear_caches()
-    gc.collect()
+    if psutil.Process().memory_info().rss > MOST_BYTES:
+        jax.clear_caches()
+        gc.collect()
 
 
 LONGEST = ("test_methods.py", "test_round.py", "test_mesh.py")
