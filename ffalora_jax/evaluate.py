@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from ffalora_jax.lora import LoraModel
 from ffalora_jax.mesh import num_shards, over_devices
 from ffalora_jax.metrics import class_metrics
 from ffalora_jax.packing import Packed, pack_on_host
+from ffalora_jax.prefix import Below
 from ffalora_jax.probes import packing_for
 from ffalora_jax.round import RoundState
 from ffalora_jax.tasks import Task
@@ -22,8 +23,9 @@ from ffalora_jax.types import Adapters
 
 BATCH = 64
 
-Predict = Callable[[Frozen, Adapters, Encoded, np.ndarray], np.ndarray]
-"""(frozen, adapters, encoded, rows) -> outcomes (row, kept) in the order of ``rows``."""
+Predict = Callable[..., np.ndarray]
+"""(frozen, adapters, encoded, rows, below=None) -> outcomes (row, kept) in the order of ``rows``; ``below``
+are the states (token, feature) that the blocks below the adapters give each of them, where those are kept."""
 
 
 class Scores(NamedTuple):
@@ -43,14 +45,14 @@ def make_predictor(model: LoraModel, task: Task, mesh: Mesh | None = None) -> Pr
     """
     padded, packed = _padded_predictor(model, task, mesh), _packed_predictor(model, mesh)
 
-    def predict(frozen, adapters, encoded, rows):
+    def predict(frozen, adapters, encoded, rows, below=None):
         if len(rows) == 0:
             raise ValueError("Expected at least one example to predict.")
         at_once = None if jax.default_backend() == "cpu" else BATCH
         packing = packing_for(model, encoded.inputs, at_once)
         if packing is None:
-            return padded(frozen, adapters, encoded, rows)
-        return packed(frozen, adapters, encoded, rows, packing)
+            return padded(frozen, adapters, encoded, rows, below)
+        return packed(frozen, adapters, encoded, rows, packing, below)
 
     return predict
 
@@ -67,16 +69,18 @@ def _padded_predictor(model: LoraModel, task: Task, mesh: Mesh | None) -> Predic
         params = frozen.backbone, leaves.merge(frozen.adapters, adapters)
         return over_devices(outcomes, mesh, params, inputs)[1]
 
-    def predict(frozen, adapters, encoded, rows):
+    def predict(frozen, adapters, encoded, rows, below):
         order = np.argsort(encoded.lengths[rows], kind="stable")
         widths = encoded.widths
         parts = []
         for start in range(0, len(order), batch):
-            here = rows[order[start : start + batch]]
+            chosen = np.pad(order[start : start + batch], (0, batch), mode="edge")[:batch]
+            here = rows[chosen]
             longest = encoded.lengths[here].max()
             width = next(width for width in widths if width >= longest)
-            padded = np.pad(here, (0, batch - len(here)), mode="edge")
-            inputs = {name: _cut(leaf[padded], width) for name, leaf in encoded.inputs.items()}
+            inputs = {name: _cut(leaf[here], width) for name, leaf in encoded.inputs.items()}
+            if below is not None:
+                inputs["hidden"] = _side_by_side([below[k] for k in chosen], inputs, width)
             parts.append((order[start : start + batch], forward(frozen, adapters, inputs)))
         return _in_order(parts, len(rows))
 
@@ -97,9 +101,10 @@ def _packed_predictor(model: LoraModel, mesh: Mesh | None) -> Callable[..., np.n
         params = frozen.backbone, leaves.merge(frozen.adapters, adapters)
         return over_devices(logits, mesh, params, packed)[1]
 
-    def predict(frozen, adapters, encoded, rows, packing):
+    def predict(frozen, adapters, encoded, rows, packing, below):
         inputs = {name: leaf[rows] for name, leaf in encoded.inputs.items()}
-        laid = list(pack_on_host(inputs, encoded.lengths[rows], packing.width, packing.rows))
+        lengths, size = encoded.lengths[rows], packing
+        laid = list(pack_on_host(inputs, lengths, size.width, size.rows, below))
         parts = []
         for start in range(0, len(laid), shards):
             chosen, blocks = zip(*laid[start : start + shards], strict=True)
@@ -125,6 +130,15 @@ def _cut(leaf: np.ndarray, width: int) -> np.ndarray:
     return leaf[:, :width] if leaf.ndim == 2 else leaf
 
 
+def _side_by_side(states: list[np.ndarray], inputs: dict[str, Any], width: int) -> np.ndarray:
+    """Returns (example, token, feature), zeros behind each one's tokens."""
+    tokens = width if "input_ids" in inputs else len(states[0])
+    found = np.zeros((len(states), tokens, states[0].shape[1]), states[0].dtype)
+    for place, one in zip(found, states, strict=True):
+        place[: len(one)] = one
+    return found
+
+
 def client_adapters(state: RoundState, client: int) -> Adapters:
     """Returns what a client predicts with: the server's leaves and its personal ones."""
     return leaves.merge(state.adapters, jax.tree.map(lambda leaf: leaf[client], state.personal))
@@ -144,6 +158,7 @@ def evaluate(
     labels: np.ndarray,
     parts: Sequence[np.ndarray],
     metric: str = "accuracy",
+    below: Below | None = None,
 ) -> Scores | None:
     """Scores every client's part with what that client would use; None if all parts are empty.
 
@@ -157,7 +172,8 @@ def evaluate(
         if len(rows) == 0:
             right += [np.zeros(0)] * len(clients)
             continue
-        outcomes = predict(frozen, adapters_of(state, clients[0]), encoded, rows)
+        kept = below and below.of(rows)
+        outcomes = predict(frozen, adapters_of(state, clients[0]), encoded, rows, kept)
         mine, loss = task.score(outcomes, labels[rows])
         right += np.split(mine, np.cumsum([len(parts[k]) for k in clients])[:-1])
         losses.append(loss)

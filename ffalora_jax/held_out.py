@@ -31,11 +31,7 @@ def figures(
 
 def validation(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
     """Scores at most ``max_validation`` examples of each client's validation part."""
-    most = run.experiment.max_validation
-    parts = [
-        _subset(rows, most, run.experiment.seed, k) for k, rows in enumerate(run.owners.validation)
-    ]
-    scores = _scores(run, predict, state, parts)
+    scores = _scores(run, predict, state, _validation_rows(run))
     if scores is None:
         return {}
     return {
@@ -73,6 +69,11 @@ def scored_rows(run: Prepared) -> list[np.ndarray]:
     return [
         _subset(rows, most, run.experiment.seed, k, 1) for k, rows in enumerate(run.owners.test)
     ]
+
+
+def scored_at_all(run: Prepared) -> np.ndarray:
+    """Returns all examples that a run scores."""
+    return np.unique(np.concatenate([*_validation_rows(run), *scored_rows(run)]))
 
 
 def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any]:
@@ -140,10 +141,13 @@ def _exact_match(run: Prepared, state: RoundState) -> dict[str, Any]:
 def _scores(
     run: Prepared, predict: Predict, state: RoundState, parts: Sequence[np.ndarray]
 ) -> Scores | None:
-    data = run.dataset
-    return evaluate(
-        predict, run.task, run.frozen, state, run.encoded, data.labels, parts, data.metric
-    )
+    data, given = run.dataset, (run.frozen, state, run.encoded)
+    return evaluate(predict, run.task, *given, data.labels, parts, data.metric, run.below)
+
+
+def _validation_rows(run: Prepared) -> list[np.ndarray]:
+    most, seed = run.experiment.max_validation, run.experiment.seed
+    return [_subset(rows, most, seed, k) for k, rows in enumerate(run.owners.validation)]
 
 
 def _subset(rows: np.ndarray, most: int, seed: int, *number: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.load import encode, load_dataset, load_model, one_if_same
-from ffalora_jax.prefix import Seen, is_worth, kept_prefix
+from ffalora_jax.prefix import Below, Seen, below_scored, is_worth, kept_prefix
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.text import Encoded
 
@@ -123,6 +123,20 @@ class Loader:
         if setting == "auto" and not is_worth(draws, rows):
             return kept_prefix(setting, seen, rows, draws)
         return self.once((*name, rows.tobytes()), lambda: keep(setting, rows, draws))
+
+    def below(self, experiment: Experiment, seen: Seen, rows: np.ndarray) -> Below | None:
+        """Does ``below_scored`` where several runs share it; one for all of them, whatever each scores.
+
+        Args:
+            experiment: the run's.
+            seen: what is kept follows from it.
+            rows: those that this run scores.
+        """
+        if self._sharing(experiment) <= 1:
+            return None
+        model = repr(experiment.model), seen.model.num_frozen
+        name = "below", experiment.prefix_cache, *model, id(seen.encoded)
+        return self.once(name, lambda: below_scored(experiment.prefix_cache, seen, rows))
 
     def _sharing(self, experiment: Experiment) -> float:
         """Returns how many runs, in whole ones, share what lies below a run's adapters."""

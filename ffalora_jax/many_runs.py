@@ -17,10 +17,11 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.engine import Engine
 from ffalora_jax.errors import InputError
 from ffalora_jax.evaluate import Predict, make_predictor
-from ffalora_jax.held_out import figures
+from ffalora_jax.held_out import figures, scored_at_all
 from ffalora_jax.interrupt import stop_flag
 from ffalora_jax.loader import Loader
 from ffalora_jax.loop import rounds_now
+from ffalora_jax.prefix import Seen
 from ffalora_jax.prepare import Prepared, prepare
 from ffalora_jax.record import Record, new_folder
 from ffalora_jax.rng import Keys
@@ -174,6 +175,8 @@ class ManyRuns:
             self._predictors[id(program)] = make_predictor(first.model, first.task, first.mesh)
         predict = self._predictors[id(program)]
         run = one.run._replace(frozen=one.given.frozen, model=program.first.model)
+        seen = Seen(run.model, run.frozen.backbone, run.encoded, run.loaded.own)
+        run = run._replace(below=self.loader.below(run.experiment, seen, scored_at_all(run)))
         is_due = done == one.last or done % run.experiment.evaluate_every == 0
         return figures(run, predict, state, is_due, done == one.planned)
 

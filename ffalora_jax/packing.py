@@ -4,7 +4,7 @@ Comes after ``cohort`` (which draws) and before ``probes`` (which needs no examp
 Everything is static but for how many rows a draw fills.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -124,11 +124,22 @@ def gather(data: ClientData, rows: Rows, begin: Int[Array, ""], count: int, widt
 
 
 def pack_on_host(
-    inputs: dict[str, np.ndarray], lengths: np.ndarray, width: int, count: int
+    inputs: dict[str, np.ndarray],
+    lengths: np.ndarray,
+    width: int,
+    count: int,
+    below: Sequence[np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, Packed]]:
     """Packs known examples (for evaluation): yields which ones, and their ``count`` rows, all of one shape.
 
     ``chosen[slot]`` is the example of a slot; slots behind it are empty.
+
+    Args:
+        inputs: of the examples.
+        lengths: their tokens.
+        width: tokens of a row.
+        count: rows that are yielded together.
+        below: what the frozen blocks give each of them (token, feature), where that is kept.
     """
     lengths = np.maximum(lengths, 1)  # as in ``cohort.client_data``
     rows = _fill(lengths, width)
@@ -139,6 +150,7 @@ def pack_on_host(
         tokens: Any = np.zeros((4, count, width), np.int32)
         ids, types, owner, places = tokens
         first: Any = np.zeros(slots, np.int32)
+        hidden: Any = below and np.zeros((count, width, below[0].shape[1]), below[0].dtype)
         owner[:] = NOBODY
         slot = 0
         for row, examples in enumerate(here):
@@ -150,9 +162,11 @@ def pack_on_host(
                 if "token_type_ids" in inputs:
                     types[place] = inputs["token_type_ids"][example, :length]
                 owner[place], places[place] = slot, np.arange(length)
+                if below:
+                    hidden[place] = below[example]
                 first[slot] = row * width + start
                 start, slot = start + length, slot + 1
-        yield chosen, Packed(ids, types, owner, places, first)
+        yield chosen, Packed(ids, types, owner, places, first, hidden)
 
 
 def _fill(lengths: np.ndarray, width: int) -> list[list[int]]:

@@ -96,6 +96,40 @@ def kept_prefix(
     return None, str(reason)
 
 
+class Below:
+    """What lies below the adapters of the examples that many runs score; computed when first asked for."""
+
+    def __init__(self, form: _Form, seen: Seen, room: float):
+        self._form, self._seen, self._room = form, seen, room
+        self._states: dict[int, np.ndarray] = {}
+
+    def of(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Returns the states (token, feature) of each of some examples."""
+        unknown = rows[[int(row) not in self._states for row in rows]]
+        if len(unknown):
+            held = np.fromiter(self._states, int, len(self._states))
+            if self._form.nbytes(held) + self._form.nbytes(unknown) > self._room:
+                self._states, unknown = {}, rows
+            made = _fill(self._form, self._seen.backbone, self._seen.encoded, unknown, False)
+            ends = made.starts + made.counts
+            self._states |= {int(k): made.hidden[made.starts[k] : ends[k]] for k in unknown}
+        return [self._states[int(row)] for row in rows]
+
+
+def below_scored(setting: str, seen: Seen, rows: np.ndarray) -> Below | None:
+    """Returns what keeps the states of scored examples; None where ``kept_prefix`` would keep nothing.
+
+    Args:
+        setting: as there.
+        seen: as there.
+        rows: those that one run scores.
+    """
+    if len(rows) == 0 or _never(setting, seen.model, seen.is_own) is not None:
+        return None
+    form, _, reason = _choose(setting, seen._replace(is_dealt=False), rows)
+    return None if reason is not None else Below(form, seen, SHARE * free_bytes())
+
+
 def _never(setting: str, model: LoraModel, is_own: bool) -> str | None:
     if setting == "never":
         return "prefix_cache = never"
