@@ -68,6 +68,11 @@ def weighted_sum(
     return Sums(jax.tree.map(add, uploads), jnp.sum(ones, where=is_real))
 
 
+def if_anybody(sums: Sums, after: Tree, before: Tree) -> Tree:
+    """Returns what follows from a round, or what was before it where no client came."""
+    return jax.tree.map(lambda new, old: jnp.where(sums.weight > 0, new, old), after, before)
+
+
 def masked(key: Array, uploads: Tree, slot: Int[Array, ""], partner: Int[Array, ""]) -> Tree:
     """Hides one client's integers under masks that cancel over a ring of clients (modulo 2^32).
 

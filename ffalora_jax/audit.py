@@ -78,6 +78,9 @@ def audit(
     positive(canaries=canaries)
     between(0.5, 1, confidence=confidence)
     experiment = experiment.replace(packing=False, prefix_cache="never", client_chunk="auto")
+    experiment = experiment.replace(
+        client_data="device"
+    )  # the canaries are put among all clients' data
     run = prepare(experiment, data, model)
     _check(run)
     owner = int(np.argmax(np.asarray(run.data.sizes)))

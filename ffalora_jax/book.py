@@ -7,6 +7,7 @@ import numpy as np
 
 from ffalora_jax import lint
 from ffalora_jax.checkpoint import Ledger
+from ffalora_jax.errors import InputError
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.presence import times_of
 from ffalora_jax.round import RoundInfo
@@ -46,6 +47,11 @@ class Book:
         self._before = lint.before(run)
         self._partition = partition_table(run)
         self.kept = [x for x in folder.metrics() if x["round_index"] < ledger.rounds_done]
+        if len(self.kept) < ledger.rounds_done:
+            raise InputError(
+                f"{folder.metrics_file} has {len(self.kept)} lines, expected one for each of the "
+                f"{ledger.rounds_done} rounds of the oldest checkpoint: put the file back as it was."
+            )
         for line in self.kept:
             for name in FINAL_FIELDS:
                 line.pop(name, None)
@@ -196,7 +202,8 @@ class Book:
         """Writes privacy.json and communication.json as they stand after ``done`` rounds.
 
         **Guarantee:** the epsilon of privacy.json never goes back. A round that is made again has the same
-        noise key and the same settings (both are checked), so it is the same release and counts once.
+        noise key and the same settings (both are checked), so it is the same release and counts once; on
+        another mesh, or in other chunks, the same up to the rounding of its sum.
         """
         self._released = max(done, self._released)
         facts = self.run, self._released, self.planned, self.given_seed, self.warnings(False)

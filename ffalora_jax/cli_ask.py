@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ffalora_jax.config_pilot import default_experiment
 from ffalora_jax.data import csv as csv_files
 from ffalora_jax.data._columns import codes
+from ffalora_jax.data._files import files_of
 from ffalora_jax.errors import InputError
 from ffalora_jax.network import check_numbers
 
@@ -115,7 +116,7 @@ def _about_data(given: list[str], read: Read, ask: Ask) -> tuple[list[str], tupl
         given = [*given, "--data.name=csv"]
     for question in COLUMNS:
         given, _ = _answer(question, given, read, ask, partial(_column, table))
-    names = tuple(file.stem for file in files)
+    names = _sites_of(files, read(given)[0].data.client)
     if len(files) == 1:
         if data.client not in (None, *table):
             given = [*given, "--data.client=None"]
@@ -208,4 +209,12 @@ def _columns(path: str) -> dict[str, list]:
 
 def _files(path: str) -> list[Path]:
     where = Path(path)
-    return sorted(where.glob("*.csv")) if where.is_dir() else [where]
+    return files_of(where, ".csv") if where.is_dir() else [where]
+
+
+def _sites_of(files: list[Path], column: str | None) -> tuple[str, ...]:
+    """Returns the sites in the order in which runs have them: one a file, or as a column says."""
+    if column is None:
+        return codes([file.stem for file in files], "file", str(files[0].parent))[1]
+    each = [csv_files.read(file).get(column, []) for file in files]
+    return codes([name for names in each for name in names], column, str(files[0].parent))[1]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ffalora_jax import flags
+from ffalora_jax.cli_plan import whole_number
 from ffalora_jax.errors import InputError
 
 HELP = """usage: ffalora audit [EXPERIMENT.toml] [--canaries N] [--confidence C] [--json] [--SETTING VALUE]
@@ -34,14 +35,17 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     confidence, rest = flags.take(rest, "--confidence", "a share, like 0.95")
     as_json, rest = flags.switch(rest, "--json")
     experiment = flags.read_only("audit", rest)
-    count, sure = _number("--canaries", canaries, 1000), _number("--confidence", confidence, 0.95)
+    count, sure = (
+        whole_number("--canaries", canaries) or 1000,
+        _number("--confidence", confidence, 0.95),
+    )
     use_jax()
     from ffalora_jax.audit import audit
     from ffalora_jax.mesh import make_cpu_devices
 
     make_cpu_devices(experiment.mesh)
     print("running the rounds with canaries in them", file=sys.stderr)
-    found = audit(experiment, canaries=int(count), confidence=sure)
+    found = audit(experiment, canaries=count, confidence=sure)
     if as_json:
         print(json.dumps(found._asdict() | {"holds": found.holds}, indent=2))
     else:

@@ -15,7 +15,9 @@ NOTES = (
     "other numbers of clients (--clients N, --cohort N in a round) are on paper, like those there are",
     "memory: parameters, data, and per client at once what JAX keeps for the backward pass",
 )
-
+NOT_OF_OTHERS = (
+    "not computed for other numbers of clients, which epsilon and noise follow from here"
+)
 
 HELP = """usage: ffalora plan [EXPERIMENT.toml] [--device NAME] [--clients N] [--json] [--SETTING VALUE ...]
 
@@ -42,7 +44,7 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     cohort, rest = flags.take(rest, "--cohort", "a number")
     as_json, rest = flags.switch(rest, "--json")
     no_measure, rest = flags.switch(rest, "--no-measure")
-    numbers = _number("--clients", clients), _number("--cohort", cohort)
+    numbers = whole_number("--clients", clients), whole_number("--cohort", cohort)
     experiment = flags.read_only("plan", rest)
     here = device in (None, "cpu")
     if not here:
@@ -60,7 +62,12 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     return 0
 
 
-def _number(flag: str, text: str | None) -> int | None:
+def whole_number(flag: str, text: str | None) -> int | None:
+    """Returns the number that is given for a flag; None where none is.
+
+    Raises:
+        InputError: no whole number from 1 on.
+    """
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**9):
@@ -77,7 +84,7 @@ def text_of(found: dict[str, Any]) -> str:
         ("device", f"{found['device']}, mesh {found['mesh']}"),
         ("clients at once", f"{found['client_chunk']} ({found['client_chunk_reason']})"),
         ("prefix cache", found["prefix_cache"]),
-        ("privacy", _privacy(privacy)),
+        ("privacy", NOT_OF_OTHERS if found["privacy_unknown"] else _privacy(privacy)),
         ("operations", _operations(found)),
         ("memory", _memory(memory)),
         ("examples", _examples(found)),

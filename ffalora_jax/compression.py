@@ -101,6 +101,8 @@ def _eighths(key: Array, tree: Tree) -> Tree:
 
 def _largest(tree: Tree, share: float) -> Tree:
     leaves, structure = jax.tree.flatten(tree)
+    if not leaves:  # of who sends nothing
+        return tree
     flat = jnp.concatenate([leaf.ravel() for leaf in leaves])
     _, places = jax.lax.top_k(jnp.abs(flat), _kept(tree, share))
     kept = jnp.zeros_like(flat).at[places].set(flat[places])

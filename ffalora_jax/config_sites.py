@@ -67,6 +67,11 @@ class SitesConfig:
         one_of(ADAPTS, **{"sites.adapt": self.adapt})
         positive(**{"sites.deadline": self.deadline, "sites.sticky": self.sticky})
         between(1, 100, **{"sites.over_select": self.over_select})
+        if self.over_select > 1 and self.late_weight:
+            raise InputError(
+                f"Expected sites.over_select = 1 with sites.late_weight, got {self.over_select:g}: to take "
+                "the first to come is to let the others go, not to wait for them. Set one of the two."
+            )
         if not 0 <= self.late_weight <= 1:
             raise InputError(f"Expected 0 <= sites.late_weight <= 1, got {self.late_weight}.")
         if self.late_weight and self.deadline is None:

@@ -143,7 +143,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """The server's optimiser on the mean update, as its gradient; its state lives as long as the run."""
+    """The server's optimiser on the mean update, as its gradient.
+
+    Its state lives as long as the run; where a schedule changes what is trained, each part has its own.
+    """
 
     optimizer: Annotated[
         str,

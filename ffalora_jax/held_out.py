@@ -89,7 +89,7 @@ def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any
     free = len(run.owners.public) and not run.keeps_unnoised
     chosen_on = "public" if free else "validation"
     by = f"{chosen_on}_accuracy"
-    found: dict[str, list[float]] = {by: [], "test_accuracy": []}
+    found: dict[str, list] = {by: [], "test_accuracy": []}
     for member in range(count):
         frozen = run.frozen._replace(adapters=ensemble.alone(run.frozen.adapters, member))
         mine = run._replace(frozen=frozen)
@@ -100,22 +100,24 @@ def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any
         )
         if chosen_on == "public":
             seen = _scores(mine, predict, theirs, public)
-            found[by].append(0.0 if seen is None else seen.accuracy)
+            found[by].append(None if seen is None else seen.accuracy)
         else:
-            found[by].append(validation(mine, predict, theirs).get("accuracy", 0.0))
+            found[by].append(validation(mine, predict, theirs).get("accuracy"))
         scores = _scores(mine, predict, theirs, scored_rows(run))
         if scores is not None:
             found["test_accuracy"].append(scores.accuracy)
     if not found["test_accuracy"]:
         return {}
-    best = int(np.argmax(found[by]))
+    best = (
+        None if None in found[by] else int(np.argmax(found[by]))
+    )  # chosen on nothing is not chosen
     return {
         "members": {
             **found,
             "spread": float(np.std(found["test_accuracy"], ddof=1)),
             "chosen_on": chosen_on,
             "best": best,
-            "its_test_accuracy": found["test_accuracy"][best],
+            "its_test_accuracy": None if best is None else found["test_accuracy"][best],
         }
     }
 

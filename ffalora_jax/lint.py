@@ -9,7 +9,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ffalora_jax.findings import Finding
-from ffalora_jax.lint_sites import always_late, deadline_of_like_sites, never_there, pooled_sites
+from ffalora_jax.lint_sites import (
+    always_late,
+    deadline_of_like_sites,
+    divided_by_those_asked,
+    never_there,
+    pooled_sites,
+)
 from ffalora_jax.prepare import Prepared
 from ffalora_jax.types import HEAD_LEAVES
 from ffalora_jax.warm_start import started_from
@@ -268,6 +274,7 @@ RULES: tuple[Callable[[Prepared], list[Finding]], ...] = (
     _tuning,
     _personal_heads,
     _unnoised_controls,
+    divided_by_those_asked,
     pooled_sites,
     never_there,
     always_late,

@@ -69,6 +69,28 @@ def always_late(run: Prepared) -> list[Finding]:
     ]
 
 
+def divided_by_those_asked(run: Prepared) -> list[Finding]:
+    """Updates that are smaller than the mean of those who come."""
+    presence = run.settings.presence
+    if presence is None or run.plan.unit != "client":
+        return []
+    in_time = (np.asarray(presence.seconds) <= presence.deadline).mean(0)
+    share = float((np.asarray(presence.available).mean(0) * in_time).mean())
+    if share > 0.99 or share == 0:
+        return []
+    asked = run.server.clients
+    return [
+        Finding(
+            "divided-by-those-asked",
+            f"of {asked} sites asked about {share * asked:.3g} come, and under client-level privacy their "
+            f"sum is divided by {asked}: every update is {share:.2g} of their mean, its noise as it was. "
+            f"Take --server.optimizer sgd --server.learning-rate {1 / share:.3g}, or sites that are there.",
+            WHERE,
+            "note",
+        )
+    ]
+
+
 def deadline_of_like_sites(run: Prepared) -> list[Finding]:
     """A deadline where nothing is known of machines and links."""
     config, presence = run.experiment.sites, run.settings.presence

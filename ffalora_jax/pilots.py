@@ -138,7 +138,8 @@ def page_again(experiment: Experiment, asked: PilotConfig, path: str | Path) -> 
                 "it anew."
             ) from None
         write_atomically(path / FOUND, _as_text(facts))
-        write_atomically(path / FILE, with_table(experiment.resolved(), "pilot", asked))
+        mine = experiment.resolved().replace(noise_seed=None)  # that lies with the secret
+        write_atomically(path / FILE, with_table(mine, "pilot", asked))
     return Pilot(path, facts)
 
 

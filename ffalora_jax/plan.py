@@ -185,6 +185,8 @@ def plan(
     elif measure:
         timing = measured(run)
     steps = slots * run.experiment.local_steps
+    # Where whole clients are protected, noise and epsilon follow from how many there are.
+    asks_others = run.plan.unit == "client" and (num_clients is not None or cohort is not None)
     return {
         "name": run.experiment.name,
         "answers": sum(map(len, scored_rows(run))) if run.dataset.metric == "exact_match" else 0,
@@ -206,7 +208,8 @@ def plan(
         "client_chunk_reason": choice.reason,
         "mesh": f"clients={chips}",
         "prefix_cache": run.prefix_note,
-        "privacy": _privacy(run),
+        "privacy": None if asks_others else _privacy(run),
+        "privacy_unknown": asks_others,
         "seconds": timing and _seconds(run, timing, steps, chips if named else 1),
         "measured": bool(timing and timing.measured),
     }

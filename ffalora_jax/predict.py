@@ -29,7 +29,7 @@ def read_texts(
     """
     path = Path(path)
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             columns = read_csv(path)
             if not columns:
                 raise InputError(f"{path} is empty: expected a header and at least one row.")
@@ -94,7 +94,7 @@ def evaluate_run(run: Run, data: DataConfig | Dataset, client: str | None = None
             "run's classes (--data.label), spelt as they were."
         )
     if dataset.kind == "images":
-        found = run.predict([source.load() for source in dataset.inputs["image"]], None, client)
+        found = run.predict(dataset.inputs["image"], None, client)
     else:
         found = run.predict(dataset.inputs["text"], dataset.inputs.get("text_pair"), client)
     said = np.array([one.label for one in found])

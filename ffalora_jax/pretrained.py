@@ -157,7 +157,13 @@ def load_pretrained(
 def label_names(directory: Path) -> list[str]:
     """Returns the classes that config.json names (``id2label``), in order; none if it names none."""
     labels = _read_config(directory).get("id2label") or {}
-    return [str(labels[key]) for key in sorted(labels, key=int)]
+    try:
+        return [str(labels[key]) for key in sorted(labels, key=int)]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"Expected id2label in {directory / 'config.json'} as an object of number and name, got "
+            f"{labels!r:.80}."
+        ) from None
 
 
 def brings_head(loaded: "Loaded", classes: int) -> bool:

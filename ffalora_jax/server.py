@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from ffalora_jax import adapters as leaves
 from ffalora_jax import controls
-from ffalora_jax.aggregation import Sums, mean_upload
+from ffalora_jax.aggregation import Sums, if_anybody, mean_upload
 from ffalora_jax.compression import Compression, compression_of
 from ffalora_jax.config import Experiment
 from ffalora_jax.errors import InputError
@@ -44,7 +44,7 @@ class Server(NamedTuple):
     clip_norm: float = 0.0
     """As it was set, in a mechanism that noises the sum."""
     clients: int = 1
-    """Expected number in a round, by which such a mechanism divides."""
+    """Number asked in a round, by which such a mechanism divides, whoever comes."""
     population: int = 1
     """Number of all clients."""
     control_scale: float | None = None
@@ -188,6 +188,9 @@ class Server(NamedTuple):
         if self.optimizer is not None:
             gradient = jax.tree.map(jnp.subtract, nothing, mean)
             change, mine = self.optimizer.update(gradient, memory[phase], nothing)
+            if not self._noises_sum:  # in which nobody is to be seen missing
+                still = jax.tree.map(jnp.zeros_like, change), memory[phase]
+                change, mine = if_anybody(sums, (change, mine), still)
             mean = jax.tree.map(jnp.add, nothing, change)
             memory = (*memory[:phase], mine, *memory[phase + 1 :])
         sent, weights = uploads(whole)

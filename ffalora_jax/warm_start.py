@@ -12,12 +12,14 @@ from ffalora_jax.cache import from_json
 from ffalora_jax.config import Experiment
 
 FACTS = "run.json"
+OWN = ("csv", "images", "instructions", "jsonl", "parquet")
+"""Data sets that are whatever the path holds; of all others the name says it."""
 
 
 def trained_on(experiment: Experiment) -> dict[str, Any]:
     """Returns what tells whose examples a run saw: the data's name, a path's last part, and the seed."""
     path = experiment.data.path
-    data = {"name": experiment.data.name, "path": path and Path(path).name}
+    data = {"name": experiment.data.name, "path": path and Path(path).resolve().name}
     return {"data": data, "seed": experiment.seed}
 
 
@@ -78,13 +80,14 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two runs took examples out of the same data.
 
     Which columns and how many of them, how they were dealt to sites, and the seed (unless it makes the data)
-    are another choice among the same examples, of which most pay twice. The sum is then too large, never too
-    small.
+    are another choice among the same examples, of which most pay twice; so is where a public set lies, and
+    which part of it is held out. The sum is then too large, never too small.
     """
 
     def source(said: dict[str, Any]) -> tuple:
-        name, made = said["data"]["name"], said["data"]["name"] == "synthetic"
-        return name, said["data"].get("path"), said["seed"] if made else None
+        name = said["data"]["name"].removesuffix("_mismatched")
+        path = said["data"].get("path") if name in OWN else None
+        return name, path, said["seed"] if name == "synthetic" else None
 
     return source(one) == source(other)
 

@@ -77,6 +77,13 @@ def test_what_cannot_be_audited_is_refused(changes, words):
         audit.audit(prepared(**changes).experiment)
 
 
+@pytest.mark.thorough
+def test_data_that_a_run_would_deal_from_the_host_are_audited_whole():
+    dealt = {"client_data": "host", "cohort_size": 2, "rounds": 1}
+    found = audit.audit(prepared(num_examples=240).experiment.replace(**dealt))
+    assert found.canaries >= 20
+
+
 def test_the_command_says_what_was_claimed_and_what_was_found(tmp_path, capsys):
     text = "rounds = 1\nlocal_steps = 1\nbatch_size = 60\n[data]\nname = 'synthetic'\nmax_examples = 400\n"
     text += "[model]\nname = 'tiny'\n[partition]\nname = 'iid'\n[privacy]\nepsilon = 2.0\n"
@@ -85,5 +92,5 @@ def test_the_command_says_what_was_claimed_and_what_was_found(tmp_path, capsys):
     assert found["canaries"] == 50
     assert found["holds"] == (found["lower_bound"] <= found["claimed"] <= 2)
     here("audit", tmp_path / "audit.toml", "--canaries", "many", code=2)
-    assert "Expected a number for --canaries, got 'many'" in capsys.readouterr().err
+    assert "Expected --canaries to be a number from 1 on, got 'many'" in capsys.readouterr().err
     here("audit", tmp_path / "audit.toml", "--canaries", "5", code=2)

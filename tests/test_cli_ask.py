@@ -113,6 +113,17 @@ def test_rows_of_no_site_are_dealt_out_and_a_folder_has_a_site_a_file(reviews, t
     assert not any("Column that names" in line for line in heard)
 
 
+def test_sites_are_named_in_the_order_in_which_runs_have_them(reviews, tmp_path, capsys):
+    place = tmp_path / "stores"
+    place.mkdir()
+    for name in ("1", "2", "10"):
+        (place / f"{name}.CSV").write_text(ROWS)
+    answered([str(place), "review", "verdict", *[""] * OTHERS])
+    assert "3 sites, in this order: 1, 2, 10." in capsys.readouterr().err
+    answered([str(place), "review", "verdict", *[""] * OTHERS], ["--data.client=shop"])
+    assert "2 sites, in this order: Bonn, Kyoto." in capsys.readouterr().err
+
+
 def test_what_was_given_is_what_enter_takes_and_its_questions_are_asked_all_the_same(reviews):
     columns = ["--data.path", reviews, "--data.text=review", "--data.label=verdict"]
     found, heard = answered(

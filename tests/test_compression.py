@@ -55,6 +55,7 @@ def test_topk_keeps_the_largest_over_all_leaves_as_they_are(tree, key):
     np.testing.assert_array_equal(kept[largest], flat[largest])
     everything = form("topk 1").apply(key, tree)
     jax.tree.map(np.testing.assert_array_equal, everything, tree)
+    assert form("topk 0.1").apply(key, {}) == {}  # of a site that trains alone
 
 
 def test_what_is_sent_is_what_moved_so_an_unmoved_leaf_arrives_as_it_was(tree, key):

@@ -180,6 +180,26 @@ def test_a_named_client_column_goes_before_the_files(tmp_path):
     assert dataset.client_names == ("north", "south")
 
 
+def test_capitals_in_an_ending_and_compressed_lines_are_files_too(tmp_path):
+    (tmp_path / "a.csv").write_bytes(as_csv(ROWS[:2]))
+    (tmp_path / "B.CSV").write_bytes(as_csv(ROWS[2:]))
+    assert csv_files.build(DataConfig(path=str(tmp_path)), 0).client_names == ("B", "a")
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(ROWS[:2]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(as_jsonl(ROWS[2:])))
+    dataset = jsonl.build(DataConfig(name="jsonl", path=str(tmp_path)), 0)
+    assert dataset.client_names == ("a", "b")
+    assert len(dataset) == len(ROWS)
+
+
+def test_a_column_named_like_the_one_of_the_files_is_never_taken_for_it(tmp_path):
+    for name in ("bonn", "kyoto"):
+        (tmp_path / f"{name}.csv").write_text("text,label,file\nx,good,1\ny,bad,2\n")
+    with pytest.raises(InputError, match=r"has a column 'file'.*--data.client"):
+        csv_files.build(DataConfig(path=str(tmp_path)), 0)
+    asked = csv_files.build(DataConfig(path=str(tmp_path), client="file"), 0)
+    assert asked.client_names == ("1", "2")
+
+
 def test_files_of_a_folder_must_agree_in_their_columns(tmp_path):
     (tmp_path / "a.csv").write_bytes(as_csv(ROWS))
     (tmp_path / "b.csv").write_text("text,label,extra\nx,good,1\ny,bad,2\n")
@@ -235,6 +255,15 @@ def test_columns_that_cannot_be_used_are_refused_with_the_place(columns, words):
         ("a.jsonl", jsonl, b'{"text": "a", "label": 1}\n{"text": "b"\n', ["Line 2", "not JSON"]),
         ("a.jsonl", jsonl, b'{"text": "a", "label": 1}\n{"text": "b"}\n', ["Line 2", "label"]),
         ("a.jsonl", jsonl, b"[1, 2]\n", ["Line 1", "JSON object"]),
+        (
+            *("a.jsonl", jsonl, b'{"text": "nice \\ud83d", "label": 1}\n'),
+            ["Row 1", "'text'", "half a character", "place 6"],
+        ),
+        (
+            *("a.jsonl", jsonl, b'{"text": "a", "label": "\\ud83d"}\n'),
+            ["Row 1", "'label'", "half a character"],
+        ),
+        ("a.jsonl", jsonl, b'{"text": "a", "label": ' + b"1" * 5000 + b"}", ["Line 1", "not JSON"]),
         ("a.jsonl.gz", jsonl, b"not compressed", ["a.jsonl.gz", "gzip"]),
         ("a.jsonl.gz", jsonl, gzip.compress(as_jsonl(ROWS))[:-9], ["a.jsonl.gz", "ended"]),
         ("a.parquet", parquet, b"nothing of that kind", ["not a Parquet file"]),

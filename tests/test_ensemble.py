@@ -176,6 +176,15 @@ def test_with_a_public_site_members_are_chosen_by_it_and_nobody_trains_on_it():
         assert accuracy == pytest.approx(np.mean(right))
 
 
+def test_where_no_member_is_scored_before_the_test_none_is_chosen():
+    run = with_members(2, changes={"partition.validation_share": 0.0})
+    predict = make_predictor(run.model, run.task, run.mesh)
+    (found,) = held_out.members(run, predict, run.state).values()
+    assert found["validation_accuracy"] == [None, None]
+    assert found["best"] is found["its_test_accuracy"] is None
+    assert len(found["test_accuracy"]) == 2
+
+
 def test_where_leaves_stay_at_clients_without_noise_no_choice_is_free():
     base = with_members(2, mechanism="dp_fedavg", head="personal")
     data = dataclasses.replace(

@@ -94,6 +94,15 @@ def test_a_zip_of_class_folders_trains_a_vit_directory(here, capsys):
     found = json.loads(run(capsys, "predict", "r", "--input", "new.png", "--json"))
     assert set(found["predictions"][0]["probabilities"]) == set(COLOURS)
     assert "90" in run(capsys, "evaluate", "r", "--data.path", "trees.zip")
+    page = (here / "r" / "report.html").read_text()
+    assert "right on unseen images (commonest class: " in page
+    assert "training images" in page
+    assert "texts" not in page.partition("<h2>What was run")[0]
+    content = bytearray((here / "trees.zip").read_bytes())
+    content[content.index(b"IDAT", len(content) // 2) + 8] ^= 1
+    (here / "broken.zip").write_bytes(content)
+    assert cli.main(["evaluate", "r", "--data.path", "broken.zip"]) == 2
+    assert ".png" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
@@ -123,6 +132,9 @@ def test_a_llama_directory_learns_worked_answers_and_is_judged_by_their_numbers(
     exact = found.metrics[-1]["test_metrics"]
     assert exact["exact_match_low"] <= exact["exact_match"] <= exact["exact_match_high"]
     assert "95 % interval" in words.answer(found)
+    page = (here / "r" / "report.html").read_text()
+    assert "<span>of the tokens of unseen responses predicted</span>" in page
+    assert "commonest class" not in page
     assert len(found.generate(["what is one"])) == 1
     # Prompts give way to answers that need their positions; answers that need all are refused at once.
     loaded, settings = found.ready.loaded, found.experiment.model

@@ -40,6 +40,7 @@ CENTRAL = {"mechanism": "dp_fedavg"}
         ("site-always-late", {}, {"sites.speed": "1000, 1000, 1000, 0.01", "sites.deadline": 0.1}),
         ("deadline-of-like-sites", {}, {"sites.deadline": 100.0}),
         ("site-never-there", {}, {"sites.available": "1, 0, 1, 1"}),
+        ("divided-by-those-asked", CENTRAL, {"sites.available": "0.5"}),
     ],
 )
 def test_a_rule_speaks_where_it_should(rule, base, changes):

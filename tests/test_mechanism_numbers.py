@@ -44,6 +44,10 @@ def test_a_round_is_one_sum_over_the_clients_whatever_they_do_in_it(simple):
     assert [c.sampling for c in plan.clients] == [
         accounting.sampling(n, 8, accounting.default_capacity(8)) for n in (40, 50, 60, 70)
     ]
+    few = of_clients([40, 50, 60, 70], capacity=9)
+    assert [c.sampling for c in few.clients] == [
+        accounting.sampling(n, 8, 9) for n in (40, 50, 60, 70)
+    ]
     assert plan.warnings == ()
     assert len(of_clients([40] * 4, delta=0.05, noise_multiplier=1.0).warnings) == 0
     assert len(of_clients([40] * 40, delta=0.05, noise_multiplier=1.0).warnings) == 1
@@ -77,6 +81,12 @@ def test_rounds_of_clients_are_counted_against_a_budget_where_it_did_not_set_the
 def test_what_moves_the_sum_of_clients_further_is_refused(more, words):
     with pytest.raises(InputError, match=words):
         built("dp_fedavg", more=more, noise_multiplier=1.0)
+
+
+def test_a_count_of_clients_that_may_stay_away_is_no_share_of_them():
+    more = {"sites": SitesConfig(available="0.7")}
+    with pytest.raises(InputError, match="always there with dp_fedavg_adaptive"):
+        built("dp_fedavg_adaptive", more=more, noise_multiplier=1.0)
 
 
 def test_a_client_is_cut_to_the_norm_and_left_alone_at_it():

@@ -165,6 +165,11 @@ def test_the_page_alone_is_written_anew_without_data_or_runs(made, tmp_path, cap
     assert {n: v for n, v in now.items() if n != "asked"} == {
         n: v for n, v in before.items() if n != "asked"
     }
+    # What lies with the secret comes into no file that others may read.
+    secret = json.loads((path / "secret.json").read_text())
+    (path / "secret.json").write_text(json.dumps({**secret, "given": 7}))
+    assert cli.main([*again, "3", "--noise-seed", "7"]) == 0
+    assert "noise_seed" not in (path / "pilot.toml").read_text()
     assert cli.main([*again, "3", "--rounds", "7"]) == 2
     assert "of other settings" in capsys.readouterr().err
     (path / "pilot.json").write_text(json.dumps({**now, "about": {}}))

@@ -11,6 +11,7 @@ import pytest
 import ffalora_jax as ffa
 from ffalora_jax import adapters as leaves
 from ffalora_jax import cli, flops
+from ffalora_jax.cli_plan import text_of
 from ffalora_jax.devices import device_of
 from ffalora_jax.errors import InputError
 from ffalora_jax.experiment_file import to_toml
@@ -76,6 +77,17 @@ def test_a_million_clients_are_on_paper_only(run):
     everyone = plan(run, "v5e-256", 1_000_000)
     assert everyone["clients_in_a_round"] == 1_000_000
     assert everyone["mesh"] == "clients=256"
+
+
+def test_of_other_numbers_of_whole_clients_no_epsilon_is_told():
+    run = prepare(
+        tiny(**{"privacy.mechanism": "dp_fedavg", "privacy.noise_multiplier": 1.0}, local_steps=1)
+    )
+    own, others = plan(run, "h200"), plan(run, "h200", 1_000_000, 512)
+    assert own["privacy"]["epsilon"] > 0
+    assert others["privacy"] is None
+    assert "not computed for other numbers of clients" in text_of(others)
+    assert "not computed" not in text_of(own)
 
 
 def test_many_chips_are_a_device_and_others_are_refused():

@@ -207,7 +207,8 @@ def test_a_round_without_anybody_changes_nothing_and_is_paid_for(tmp_path):
     trace = tmp_path / "night.csv"
     trace.write_text("client_0,client_1,client_2,client_3\n1,1,1,1\n0,0,0,0\n")
     experiment = prepared().experiment.replace(rounds=2, evaluate_every=1, noise_seed=5)
-    experiment = experiment.replace(**{"sites.trace": str(trace)})
+    remembers = {"server.optimizer": "sgd", "server.options": {"momentum": 0.9}}
+    experiment = experiment.replace(**{"sites.trace": str(trace)}, **remembers)
     run = ffa.simulate(experiment, out=tmp_path / "run")
     first, second = run.metrics
     assert second["participants"] == []

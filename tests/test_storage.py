@@ -233,6 +233,15 @@ def test_a_line_of_figures_that_is_gone_is_made_again_with_its_round(whole, tmp_
     assert same_bits(resumed, whole)
 
 
+def test_lines_older_than_every_checkpoint_have_to_be_put_back(whole, tmp_path, capsys):
+    run = Path(shutil.copytree(whole.path, tmp_path / "run"))
+    before = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    (run / "metrics.jsonl").write_text("")
+    assert cli.main(["resume", str(run), "--rounds", "9"]) == 2
+    assert "has 0 lines, expected one for each" in capsys.readouterr().err
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_files_of_a_run_that_are_not_theirs_are_refused(whole, tmp_path):
     run = Path(shutil.copytree(whole.path, tmp_path / "run"))
     facts = json.loads((run / "adapter" / "run.json").read_text())

@@ -1,6 +1,7 @@
 """A run that starts from another one's adapter: what both cost together, where the data are the same."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +100,26 @@ def test_another_split_or_seed_of_the_same_examples_is_no_other_data(experiment)
     seeds = [warm_start.trained_on(made.replace(seed=seed)) for seed in (1, 1, 2)]
     assert warm_start._same(*seeds[:2])
     assert not warm_start._same(*seeds[1:])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("glue/mnli", None), ("glue/mnli_mismatched", None), True),
+        (("glue/sst2", None), ("glue/sst2", "somewhere"), True),
+        (("glue/sst2", None), ("glue/mnli", None), False),
+        (("csv", "."), ("csv", "{here}"), True),
+        (("csv", "a.csv"), ("jsonl", "a.csv"), False),
+    ],
+)
+def test_the_same_examples_under_another_spelling_are_the_same_data(one, other, same, experiment):
+    paths = [None if path is None else path.format(here=Path.cwd()) for _, path in (one, other)]
+    said = [
+        warm_start.trained_on(experiment.replace(**{"data.name": name, "data.path": path}))
+        for (name, _), path in zip((one, other), paths, strict=True)
+    ]
+    assert warm_start._same(*said) is same
+    assert warm_start._same(*said[::-1]) is same
 
 
 def adapter_said(folder, unit, epsilon, path, before=()):

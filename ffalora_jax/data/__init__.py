@@ -142,7 +142,10 @@ def as_dataset(
 
 def _inputs(picked: dict[str, Any], roles: dict[str, str], source: str) -> dict[str, Sequence]:
     if "image" in roles:
-        found = _columns.images(picked[roles["image"]], roles["image"], source)
+        found = picked[roles["image"]]
+        if all(isinstance(one, ImageSource) for one in found):  # of another data set
+            return {"image": list(found)}
+        found = _columns.images(found, roles["image"], source)
         return {"image": [ImageSource(name, load) for name, load in found]}
     if "text" in roles:
         return {role: _columns.texts(picked[name], name, source) for role, name in roles.items()}

@@ -17,17 +17,22 @@ FILE_COLUMN = "file"
 Read = TypeVar("Read")
 
 
-def load(config: DataConfig, suffix: str, read: Callable[[Path], dict[str, list]]) -> Dataset:
+def load(config: DataConfig, read: Callable[[Path], dict[str, list]], *suffixes: str) -> Dataset:
     """Reads a file, or all files of a folder, into one data set."""
-    files = find(config, suffix)
+    files = find(config, *suffixes)
+    each = {} if config.client or len(files) == 1 else client_of(files, suffixes)
     columns: dict[str, list] = {}
     for file in files:
         table = checked(file, read)
         if not table or not next(iter(table.values())):
             raise InputError(f"{file} holds no examples: expected a header and at least one row.")
-        if len(files) > 1:
-            count = len(next(iter(table.values())))
-            table.setdefault(FILE_COLUMN, [file.stem] * count)
+        if each:
+            if FILE_COLUMN in table:
+                raise InputError(
+                    f"{file} has a column {FILE_COLUMN!r}, and of several files each is a client by that "
+                    "name: say which column tells whose a row is (--data.client), or rename it."
+                )
+            table[FILE_COLUMN] = [each[file]] * len(next(iter(table.values())))
         if columns and set(columns) != set(table):
             odd = sorted(set(columns) ^ set(table))
             raise InputError(f"{file} has other columns than {files[0]}: {', '.join(odd)}.")
@@ -38,7 +43,7 @@ def load(config: DataConfig, suffix: str, read: Callable[[Path], dict[str, list]
         text=config.text,
         label=config.label,
         text_pair=config.text_pair,
-        client=config.client or (FILE_COLUMN if len(files) > 1 else None),
+        client=config.client or (FILE_COLUMN if each else None),
         source=str(config.path),
     )
 
@@ -55,10 +60,15 @@ def find(config: DataConfig, *suffixes: str) -> list[Path]:
         raise InputError(f"No file or folder {str(path)!r}: check --data.path.")
     if not path.is_dir():
         return [path]
-    files = sorted(file for suffix in suffixes for file in path.glob(f"*{suffix}"))
+    files = files_of(path, *suffixes)
     if not files:
         raise InputError(f"No {kinds} file in folder {str(path)!r}.")
     return files
+
+
+def files_of(folder: Path, *suffixes: str) -> list[Path]:
+    """Returns a folder's files with one of the suffixes, in small letters or capitals."""
+    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(suffixes))
 
 
 def client_of(files: list[Path], suffixes: tuple[str, ...]) -> dict[Path, str]:
@@ -70,8 +80,8 @@ def client_of(files: list[Path], suffixes: tuple[str, ...]) -> dict[Path, str]:
     known = sorted(suffixes, key=len, reverse=True)
     names = {}
     for file in files:
-        suffix = next((one for one in known if file.name.endswith(one)), file.suffix)
-        name = file.name.removesuffix(suffix)
+        suffix = next((one for one in known if file.name.lower().endswith(one)), file.suffix)
+        name = file.name[: len(file.name) - len(suffix)]
         if name in names.values():
             raise InputError(
                 f"Two files of the name {name!r} in {str(file.parent)!r}: each file is a client, so rename "
@@ -109,7 +119,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """Yields place and object of each line of a JSONL file, plain or ``.gz``; empty lines are no lines."""
     opened = (
         gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
+        if path.suffix.lower() == ".gz"
         else path.open(encoding="utf-8")
     )
     with opened as file:
@@ -122,7 +132,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict]]:
 def _object(line: str, where: str) -> dict:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits, too
         raise InputError(f"{where} is not JSON ({error}).") from None
     if not isinstance(row, dict):
         raise InputError(

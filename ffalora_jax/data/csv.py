@@ -12,7 +12,7 @@ _LONGEST_FIELD = 10_000_000
 
 def build(config: DataConfig, seed: int) -> Dataset:
     """Reads ``config.path``; all values stay as written."""
-    return _files.load(config, ".csv", read)
+    return _files.load(config, read, ".csv")
 
 
 def read(path: Path) -> dict[str, list]:

@@ -9,7 +9,7 @@ from ffalora_jax.errors import InputError
 
 def build(config: DataConfig, seed: int) -> Dataset:
     """Reads ``config.path``."""
-    return _files.load(config, ".jsonl", read)
+    return _files.load(config, read, ".jsonl", ".jsonl.gz")
 
 
 def read(path: Path) -> dict[str, list]:

@@ -8,7 +8,7 @@ from ffalora_jax.data import Dataset, _files
 
 def build(config: DataConfig, seed: int) -> Dataset:
     """Reads ``config.path``."""
-    return _files.load(config, ".parquet", read)
+    return _files.load(config, read, ".parquet")
 
 
 def read(path: Path) -> dict[str, list]:

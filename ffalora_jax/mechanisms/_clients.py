@@ -60,7 +60,7 @@ def client_plan(experiment: Experiment) -> Callable[..., Plan]:
             of several to come.
     """
     settings, expected = experiment.privacy, experiment.batch_size
-    capacity = accounting.default_capacity(expected)
+    capacity = settings.capacity or accounting.default_capacity(expected)
     if experiment.weights != "uniform":
         raise InputError(
             "Expected weights = 'uniform' under client-level privacy: a client that counts n_k times moves "

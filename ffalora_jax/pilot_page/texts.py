@@ -28,7 +28,8 @@ class Texts:
         for name, size, most in (("second", 1, 90), ("minute", 60, 5400)):
             if seconds < most:
                 return self(name, value=f"{seconds / size:.3g}")
-        return self("hour", value=f"{seconds / 3600:,.3g}")
+        hours = seconds / 3600
+        return self("hour", value=f"{hours:,.0f}" if hours >= 999.5 else f"{hours:.3g}")
 
     def interval(self, interval: dict[str, Any]) -> str:
         """Writes an interval in percentage points behind its mean."""

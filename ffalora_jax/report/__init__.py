@@ -41,6 +41,8 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
         style=(folder / "style.css").read_text(encoding="utf-8"),
         title=first.experiment.name,
         answer=words.answer(first),
+        things=words.things(first),
+        success=words.success(first),
         lesson=comparing.comparison(runs) if len(runs) > 1 else "",
         comparable=comparing.comparable(runs),
         noise_from_budget=first.experiment.privacy.noise_multiplier is None,

@@ -56,9 +56,9 @@ def small(value: float) -> str:
 
 def size(count: float) -> str:
     """Formats a number of bytes in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 999.5 else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
 
@@ -124,7 +124,7 @@ def sites(run: Run) -> list[Site]:
 
 def answer(run: Run) -> str:
     """The whole result in one sentence."""
-    facts, who, things = row(run), _who(run), _things(run)
+    facts, who, what = row(run), _who(run), things(run)
     if facts.accuracy is None:
         return f"{who} trained for {facts.rounds} rounds; the run has not reached its final evaluation."
     if diverged(run):
@@ -132,20 +132,18 @@ def answer(run: Run) -> str:
             f"{who} trained for {facts.rounds} rounds, and the run diverged: its updates or outputs are "
             "no longer finite, or beyond all reason. Lower optimizer.learning_rate."
         )
-    gained = f"{who} trained {_what(run)} that {_success(run, facts, things)}"
+    gained = f"{who} trained {_what(run)} that {_success(run, facts, what)}"
     traffic = f"it cost {size(facts.bytes_per_client)} sent and received per site"
     if run.experiment.method.name == "centralized":
         traffic = "all data had to be moved there"
     if facts.epsilon is None or facts.delta is None:
         return f"{gained}; nothing is protected by noise, and {traffic}."
     whole = run.privacy["unit"] == "client"
-    what = (
-        f"every whole site with all its {things}"
-        if whole
-        else f"every single training {things[:-1]}"
+    protected = (
+        f"every whole site with all its {what}" if whole else f"every single training {what[:-1]}"
     )
     return (
-        f"{gained}; {what} is protected with epsilon {facts.epsilon:.2f} "
+        f"{gained}; {protected} is protected with epsilon {facts.epsilon:.2f} "
         f"(delta {small(facts.delta)}), and {traffic}."
     )
 
@@ -172,7 +170,15 @@ def _who(run: Run) -> str:
         return "One place that holds all the data"
     if count == 1:
         return "One site"
-    return f"{_count_word(count)} sites that keep their {_things(run)} to themselves"
+    return f"{_count_word(count)} sites that keep their {things(run)} to themselves"
+
+
+def success(run: Run) -> str:
+    """Says what the accuracy is a share of, beside what the commonest class would give."""
+    majority = row(run).majority
+    if majority is None:
+        return "of the tokens of unseen responses predicted"
+    return f"right on unseen {things(run)} (commonest class: {percent(majority)})"
 
 
 def _what(run: Run) -> str:
@@ -184,15 +190,16 @@ def units(run: Run) -> str:
     return "sites" if run.privacy["unit"] == "client" else "examples"
 
 
-def _things(run: Run) -> str:
+def things(run: Run) -> str:
+    """Names what the data are made of."""
     kind = run.folder.read_json("environment.json")["data_kind"]
     return {"text": "texts", "images": "images", "instructions": "examples"}[kind]
 
 
-def _success(run: Run, facts: Row, things: str) -> str:
+def _success(run: Run, facts: Row, what: str) -> str:
     if facts.majority is not None:
         return (
-            f"classifies {percent(facts.accuracy)} of unseen {things} correctly{judged(run, ' ({})')}, where "
+            f"classifies {percent(facts.accuracy)} of unseen {what} correctly{judged(run, ' ({})')}, where "
             f"always naming each site's commonest class gives {percent(facts.majority)}"
         )
     return (
