@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ def asked(arguments: Sequence[str], read: Read, ask: Ask = _typed) -> list[str]:
     Raises:
         InputError: what was given already cannot be used, or the answers end before the questions do.
     """
-    given = list(arguments)
+    given, read = list(arguments), _once(read)
     _say(
         "Enter takes what stands in brackets. Ctrl-C ends; nothing is written before the last answer."
     )
@@ -177,6 +177,12 @@ def _of_sites(question: Question, count: int, answer: str) -> str:
         if name.startswith("sites."):
             check_numbers(name, answer, count)
     return answer
+
+
+def _once(read: Read) -> Read:
+    """Reads the same arguments once: each time takes a moment, and every question looks at them."""
+    kept = cache(lambda given: read(list(given)))
+    return lambda given: kept(tuple(given))
 
 
 def _say(line: str) -> None:

@@ -94,6 +94,7 @@ def test_in_rounds_the_norm_moves_towards_the_quantile(mechanism, packing):
         assert 0.02 < abs(np.log(float(state.clip_factor)))
 
 
+@pytest.mark.thorough
 def test_with_a_clip_norm_that_stays_the_round_is_dp_sgds_with_the_noise_beside_the_count():
     run = prepared(mechanism="dp_sgd_adaptive")
     still = prepare(run.experiment.replace(**{"privacy.clip_learning_rate": 1e-12}))

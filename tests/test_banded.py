@@ -106,6 +106,7 @@ def test_an_example_is_drawn_in_the_steps_of_its_group_alone():
     assert len(places) > 20
 
 
+@pytest.mark.thorough
 def test_the_bill_is_that_of_the_oracles_event():
     plan = mechanism().plan([90], Schedule(7, 2, BATCH), None)
     event = truncated_amplified_bandmf_event(

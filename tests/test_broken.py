@@ -50,6 +50,7 @@ def with_gradient(run, private_grad):
     return run._replace(mechanism=run.mechanism._replace(private_grad=private_grad))
 
 
+@pytest.mark.thorough
 def test_a_noise_key_used_in_every_step_is_seen_in_the_sum_of_the_noise():
     run = prepared(head="personal")
     right = run.mechanism.private_grad
@@ -73,6 +74,7 @@ def test_a_personal_head_without_noise_is_seen_in_its_noise():
 
 
 @pytest.mark.parametrize("told", [1, 2])
+@pytest.mark.thorough
 def test_an_accountant_told_half_the_steps_is_seen_in_the_plan(told):
     run = prepared()
     plan = run.mechanism.plan([300], Schedule(6, told, run.experiment.batch_size), None)

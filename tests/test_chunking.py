@@ -96,6 +96,7 @@ class Exhausted:
         )
 
 
+@pytest.mark.thorough
 def test_out_of_memory_halves_the_chunk_and_gives_the_same_numbers(run):
     said = []
     whole, _ = after_a_round(Engine(run))

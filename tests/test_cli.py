@@ -90,6 +90,7 @@ def test_the_noise_seed_is_kept_in_the_checkpoints_alone(place):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+@pytest.mark.thorough
 def test_the_same_command_gives_the_same_adapter(run, place):
     ffalora(*RUN.split(), place / "again")
     file = "adapter/adapter_model.safetensors"
@@ -102,6 +103,7 @@ def test_another_noise_seed_gives_another_adapter(run, place):
     assert (place / "other" / file).read_bytes() != (run / file).read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_run_repeats_from_its_own_experiment_file(run, place):
     here("run", run / "experiment.toml", "--noise-seed", 4, "--out", place / "repeated")
     file = "adapter/adapter_model.safetensors"
@@ -143,6 +145,7 @@ def test_predict_in_json_is_one_object(run, texts):
         assert sum(one["probabilities"].values()) == pytest.approx(1)
 
 
+@pytest.mark.thorough
 def test_evaluate_counts_what_predict_says(run, texts):
     (texts / "labelled.csv").write_text(
         "text,label\n"
@@ -174,6 +177,7 @@ class Addresses(html.parser.HTMLParser):
         self.found += [value for name, value in attrs if name in {"src", "href"} and value]
 
 
+@pytest.mark.thorough
 def test_report_compares_two_runs_in_one_file_that_loads_nothing(run, place):
     here("run", *FAST.split(), "--name", "open<b>", "--out", place / "open")
     out = place / "both" / "page.html"

@@ -93,6 +93,7 @@ def test_privacy_in_json_has_the_promised_fields():
     assert (answer["delta"], answer["steps"], answer["accountant"]) == (1e-5, 10000, "rdp")
 
 
+@pytest.mark.thorough
 def test_privacy_without_json_says_the_same_in_lines():
     shown = dict(line.split(maxsplit=1) for line in ffalora(*NEITHER, "--epsilon", 3).splitlines())
     answer = json.loads(ffalora(*NEITHER, "--epsilon", 3, "--json"))

@@ -108,6 +108,7 @@ def test_they_pull_clients_of_different_classes_together():
     assert apart[True] < 0.8 * apart[False]
 
 
+@pytest.mark.thorough
 def test_under_client_level_privacy_the_change_of_controls_is_inside_the_clipped_vector():
     """The mean that the server reads stays within one clip norm, controls and leaves together."""
     run = with_controls(mechanism="dp_fedavg", clip_norm=1e-3)
@@ -147,6 +148,7 @@ def test_under_client_level_privacy_the_change_of_controls_is_inside_the_clipped
         ],
     ],
 )
+@pytest.mark.thorough
 def test_every_method_that_sends_a_mean_has_them(method, mechanism):
     """Two rounds, finite, with controls of the sent leaves alone."""
     run = with_controls(method=method, mechanism=mechanism)

@@ -112,6 +112,7 @@ def test_a_round_without_clients_moves_every_leaf_that_is_sent(method):
 
 
 @pytest.mark.parametrize("changes", [{}, {"model.head": "personal"}], ids=["one model", "personal"])
+@pytest.mark.thorough
 def test_the_adapter_that_is_handed_on_names_no_client_and_holds_nothing_without_noise(
     tmp_path, changes
 ):

@@ -138,6 +138,7 @@ def test_a_run_tells_the_spread_goes_on_after_a_stop_and_gives_each_member_away(
     assert "| member | 1 (from 0) of 2 |" in card
 
 
+@pytest.mark.thorough
 def test_with_a_public_site_members_are_chosen_by_it_and_nobody_trains_on_it():
     base, plain = with_members(2), prepared()
     data = base.dataset

@@ -192,6 +192,7 @@ def test_an_adapter_that_began_from_a_part_of_w_is_plain_lora_of_twice_the_rank(
     assert run_snippet(tmp_path / "merged") == begun.predict(TEXTS[:1])[0].label
 
 
+@pytest.mark.thorough
 def test_leaves_that_peft_has_no_form_for_are_refused_by_name(tmp_path):
     changes = {"model.name": "tiny", "method.name": "fedex_lora"}
     run = ffa.simulate(from_table(SETTINGS).replace(**changes), columns(), out=tmp_path / "run")

@@ -98,6 +98,7 @@ def test_torch_still_gives_the_golden_numbers(architecture, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # inside PEFT
 @both
+@pytest.mark.thorough
 def test_adapter_gradients_equal_torch_autograd_through_peft(architecture, key, tmp_path):
     peft = pytest.importorskip("peft")
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

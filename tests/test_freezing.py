@@ -117,6 +117,7 @@ def test_a_share_that_is_all_of_the_layers_is_fedavg_and_less_leaves_the_lower_o
 
 
 @pytest.mark.parametrize("text", ["thaw 0.5 rank", "thaw 0.5 layers"])
+@pytest.mark.thorough
 def test_what_is_not_thawed_stays_as_it_was_drawn(text):
     """Whatever the initialiser drew; half of A, to the bit, and the other half moves."""
     run = with_thawed_a(text)

@@ -107,6 +107,7 @@ def test_late_uploads_that_would_say_nothing_are_refused(settings, sites, words)
 
 
 @pytest.mark.parametrize("mechanism", ["dp_sgd", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_a_site_with_a_smaller_batch_draws_and_divides_by_that(mechanism):
     """As if all had it, with the same draws; the noise apart, which the budget sets."""
     base = prepared(mechanism=mechanism)
@@ -135,6 +136,7 @@ def test_a_site_with_a_smaller_batch_takes_less_time():
     np.testing.assert_array_equal(run.sites.work, [1, 0.5, 1, 0.25])
 
 
+@pytest.mark.thorough
 def test_over_a_slow_link_a_deadline_takes_from_the_rank_first():
     base = prepared(method="hetlora")
     deadline = 0.9 * seconds_of(base)

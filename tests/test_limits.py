@@ -75,6 +75,7 @@ def test_the_smallest_and_the_largest_rank(tmp_path, rank):
     assert {factor.shape for factor in factors} == {(32, rank)}
 
 
+@pytest.mark.thorough
 def test_texts_of_one_token_and_of_none(tmp_path):
     run = ran(tmp_path, rows(["a", "b", "", "."] * 30))
     assert said_to_be_cut(run) == []
@@ -98,6 +99,7 @@ def test_ten_thousand_classes(tmp_path):
 
 
 @pytest.mark.parametrize("norm", [1e-12, 1e12])
+@pytest.mark.thorough
 def test_the_smallest_and_largest_clip_norm_move_by_their_own_noise(tmp_path, norm):
     run = ran(tmp_path, **{"privacy.clip_norm": norm})
     adapted = (x["lora_b"] for x in run.ready.state.adapters.values() if "lora_b" in x)

@@ -270,6 +270,7 @@ class Layered(nnx.Module):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.thorough
 def test_stacked_and_recomputed_layers_give_the_same_numbers(remat, dropout, key):
     plain, changed = Layered(), Layered()
     changed.remat = remat

@@ -42,6 +42,7 @@ def test_clients_that_are_alike_share_a_line(many):
     assert max(c["epsilon"] for c in run.privacy["clients"]) == run.epsilon
 
 
+@pytest.mark.thorough
 def test_a_report_of_many_clients_is_small_and_counts_them(many):
     run = many
     page = run.folder.report.read_text()

@@ -154,6 +154,7 @@ def test_the_rounds_within_a_budget_are_all_that_spend_no_more_and_none_of_anoth
     assert set(asked) <= {(draw, 1.5, 1e-6)}
 
 
+@pytest.mark.thorough
 def test_many_sizes_take_the_smallest_clients_noise():
     sizes = list(range(100, 120))
     plan = dp_sgd(noise_multiplier=None, epsilon=4.0).plan(sizes, Schedule(2, 2, EXPECTED), None)

@@ -81,6 +81,7 @@ FORMS = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", FORMS)
+@pytest.mark.thorough
 def test_a_blocks_share_is_what_autodiff_keeps(name, dtype):
     """Kept numbers are L k an example and what does not depend on both: second differences leave k."""
     config = TINY[name][1] | FORMS[name]

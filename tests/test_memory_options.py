@@ -127,6 +127,7 @@ def test_stacked_blocks_are_not_kept_a_second_time(make):
     assert all(isinstance(leaf, jax.Array) for leaf in plain)
 
 
+@pytest.mark.thorough
 def test_a_round_on_bfloat16_weights_is_the_same_to_their_rounding(make, plain):
     run = make(dtype="bfloat16")
     found, clip = changed(run)

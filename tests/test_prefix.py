@@ -127,6 +127,7 @@ def test_auto_takes_no_more_than_a_quarter_of_the_free_memory(monkeypatch):
     assert "more than a quarter" in run.prefix_note
 
 
+@pytest.mark.thorough
 def test_where_memory_is_short_the_products_are_left_out_first(monkeypatch):
     wide = prepare(tiny(**UPPER)).data.prefix
     monkeypatch.setattr("ffalora_jax.prefix.free_bytes", lambda: 4 * wide.hidden.nbytes - 4)
@@ -139,6 +140,7 @@ def test_where_memory_is_short_the_products_are_left_out_first(monkeypatch):
     assert flops < 0.75
 
 
+@pytest.mark.thorough
 def test_of_few_clients_out_of_many_the_rest_may_lie_in_a_file(monkeypatch):
     experiment = tiny(**UPPER, **FORMS["dealt from the host"], rounds=20)
     whole = two_rounds(experiment, "never")
@@ -209,6 +211,7 @@ def pictures():
     return as_dataset({"image": list(pixels), "label": np.arange(120) % 3})
 
 
+@pytest.mark.thorough
 def test_runs_that_are_each_too_short_keep_it_together_whatever_their_seed_method_or_split(vit):
     given = pictures()
     experiments = [vit.replace(**changes) for changes in OTHERS]

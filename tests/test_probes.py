@@ -123,6 +123,7 @@ def test_rows_and_padded_examples_give_the_same_clipped_sum(models, name, traine
         *(pytest.param(x, marks=pytest.mark.slow) for x in ("fed_sb", "ravan", "fedex_lora")),
     ],
 )
+@pytest.mark.thorough
 def test_other_forms_beside_a_layer_give_the_padded_sum_too(models, name):
     method = registry.lookup("methods", name)()
     here = case(models["pooler"], method.trained | {"head_kernel", "head_bias"}, method.detour)
@@ -136,7 +137,10 @@ def test_other_forms_beside_a_layer_give_the_padded_sum_too(models, name):
     np.testing.assert_allclose(np.array(more), np.array(facts), rtol=1e-5)
 
 
-@pytest.mark.parametrize("packing", [Packing(10, 1), Packing(16, 3), Packing(64, 4)])
+@pytest.mark.parametrize(
+    "packing",
+    [Packing(10, 1), pytest.param(Packing(16, 3), marks=pytest.mark.thorough), Packing(64, 4)],
+)
 @pytest.mark.parametrize("num_real", [0, 1, CAPACITY])
 def test_neither_width_nor_rows_nor_how_much_was_drawn_matter(models, packing, num_real):
     here = case(models["mean pooling"], TRAINED["B and head"])
@@ -164,7 +168,10 @@ def test_a_broken_example_is_counted_out_and_harms_nobody_in_its_row(models, nam
     assert_same(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [x if x == MODELS[0] else pytest.param(x, marks=pytest.mark.thorough) for x in MODELS],
+)
 def test_a_text_without_tokens_adds_its_own_gradient_and_changes_no_other(models, name):
     here = case(models[name], TRAINED["all"])
     data, batch = draw(seed=2, num_real=CAPACITY)
@@ -203,6 +210,7 @@ def test_logits_do_not_depend_at_all_on_the_other_texts_of_the_row(models):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.thorough
 def test_evaluation_in_rows_gives_the_logits_of_each_text_alone(models, name):
     injected, frozen, trained = case(models[name], TRAINED["all"])
     data, _ = draw(seed=5)

@@ -64,6 +64,7 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_in_the_same_bits(whole, tmp
     assert timeless(resumed) == timeless(whole)
 
 
+@pytest.mark.thorough
 def test_a_run_killed_in_its_first_call_goes_on_from_the_beginning(whole, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -128,6 +129,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(whole):
     assert (whole.path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_a_run_stops_before_the_budget_is_passed_and_goes_on_with_a_larger_one(
     whole, tmp_path, capsys
 ):

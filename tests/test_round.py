@@ -179,6 +179,7 @@ def test_personal_leaves_of_absent_clients_stay_as_they_were():
         assert (np.asarray(before)[~absent] != np.asarray(after)[~absent]).any()
 
 
+@pytest.mark.thorough
 def test_rows_of_several_clients_at_once_change_no_numbers():
     """As on an accelerator: under ``vmap`` as many blocks of rows as the fullest client's draw needs."""
     one, before = run_rounds(prepared(chunk="1"), 3)
@@ -210,6 +211,7 @@ def test_chunk_does_not_change_the_numbers_over_ten_rounds(chunk):
         pytest.param(Blocks(10_000, (16,)), marks=slow),
     ],
 )
+@pytest.mark.thorough
 def test_blocks_and_widths_do_not_change_the_numbers(blocks):
     run = prepared()
     assert run.packing is not None

@@ -148,6 +148,7 @@ def test_noise_is_calibrated_for_the_schedule_and_keeps_to_the_budget(text):
     assert run.plan.rounds_within_budget == 12
 
 
+@pytest.mark.thorough
 def test_rounds_are_counted_against_the_budget_by_their_noise():
     changes = {"privacy.noise_multiplier": 1.0, "privacy.noise_schedule": "steps 4:0.25"}
     run = scheduled("dp_sgd", **changes, **{"privacy.epsilon": 6.0})

@@ -41,6 +41,7 @@ def test_runs_cost_what_one_run_of_all_their_steps_costs():
     assert search_cost.of_all(runs[:1], True).epsilon == pytest.approx(runs[0]["epsilon"], rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_with_the_same_split_a_client_pays_for_its_own_draws_alone():
     runs = [privacy((400, 1000)), privacy((1000, 400))]
     mine = search_cost.of_all(runs, True).epsilon

@@ -126,6 +126,7 @@ def test_one_example_moves_the_sum_by_no_more_than_the_clip_norm_and_the_grid():
         assert 0.01 < moved < 0.05 + 0.05 / 2**15 * np.sqrt(count) + 1e-4
 
 
+@pytest.mark.thorough
 def test_all_clients_add_the_noise_that_the_neediest_of_them_needs():
     changes = {"privacy.noise_multiplier": None, "privacy.epsilon": 4.0}
     plan = prepare(secagg().experiment.replace(**changes)).plan

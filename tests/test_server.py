@@ -69,6 +69,7 @@ def test_an_optimiser_with_a_memory_is_refused_where_the_factors_are_turned(meth
             changed(settings | remembers, method=method)
 
 
+@pytest.mark.thorough
 def test_fedprox_pulls_the_second_step_back_by_mu_times_the_first():
     """W2 = w1 - rate (g2 + mu (w1 - w0)); without noise g2 is that of a run without the pull."""
     mu, rate = 0.3, 0.4

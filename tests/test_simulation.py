@@ -54,6 +54,7 @@ def test_same_seeds_give_the_same_adapter_and_other_noise_another(whole, tmp_pat
     assert not same_bits(whole, ffa.simulate(tiny(noise_seed=12), out=tmp_path / "noise"))
 
 
+@pytest.mark.thorough
 def test_without_a_noise_seed_every_run_is_different_and_releasable(tmp_path):
     runs = [ffa.simulate(tiny(noise_seed=None, rounds=1), out=tmp_path / name) for name in "ab"]
     assert not same_bits(*runs)

@@ -231,6 +231,7 @@ def test_under_client_level_privacy_an_empty_round_is_noise_alone(tmp_path):
     "method",
     ["hetlora", *(pytest.param(x, marks=pytest.mark.slow) for x in ("flexlora", "flora"))],
 )
+@pytest.mark.thorough
 def test_a_site_of_lower_rank_trains_and_sends_that_much(method):
     base = prepared(method=method)
     run = with_sites(base, rank="1, 2, 2, 2")

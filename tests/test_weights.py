@@ -214,6 +214,7 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(names, 
     assert f"transformers.{CLASSIFIER}.from_pretrained('{tmp_path}')" in message
 
 
+@pytest.mark.thorough
 def test_the_command_converts_and_the_folder_then_loads(tmp_path):
     torch = pytest.importorskip("torch")
     folder = write_checkpoint(tmp_path)

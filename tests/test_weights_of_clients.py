@@ -11,6 +11,7 @@ from tests.test_sites import after
 
 
 @pytest.mark.parametrize("method", ["fedavg_lora", pytest.param("flora", marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_the_mean_is_weighted_by_one_over_the_training_loss(method):
     """Of single clients' rounds, put together by hand."""
     run = prepare(

@@ -145,6 +145,7 @@ def everything(run, state):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if centralised_twin(name)])
+@pytest.mark.thorough
 def test_with_one_client_all_methods_of_the_same_leaves_have_one_model(name):
     """After a round; from then on a server that turns A and B has other gradients for them."""
     runs = [
