@@ -265,7 +265,7 @@ def test_columns_that_cannot_be_used_are_refused_with_the_place(columns, words):
         ),
         ("a.jsonl", jsonl, b'{"text": "a", "label": ' + b"1" * 5000 + b"}", ["Line 1", "not JSON"]),
         ("a.jsonl.gz", jsonl, b"not compressed", ["a.jsonl.gz", "gzip"]),
-        ("a.jsonl.gz", jsonl, gzip.compress(as_jsonl(ROWS))[:-9], ["a.jsonl.gz", "ended"]),
+        ("a.jsonl.gz", jsonl, gzip.compress(as_jsonl(ROWS), mtime=0)[:-9], ["a.jsonl.gz", "ended"]),
         ("a.parquet", parquet, b"nothing of that kind", ["not a Parquet file"]),
     ],
 )
