@@ -97,7 +97,7 @@ def test_of_too_few_repetitions_nothing_is_said_of_single_sites():
         site["gain"] = interval(0.05)
     shown = sentences.sites(found, t)
     assert shown["said"] == [t("few_repetitions")]
-    assert shown["winners"] == []
+    assert shown["groups"]["winners"] == shown["groups"]["losers"] == []
 
 
 def test_an_interval_that_says_nothing_is_not_shown_in_figures():
@@ -202,7 +202,7 @@ def test_the_reason_why_not_the_other_method_is_the_rules(verdict, words, tmp_pa
 
 
 def test_training_again_on_the_same_examples_is_said_to_cost_again(tmp_path):
-    assert "4 trainings a month on the same examples come to epsilon 13.4" in written(
+    assert "4 trainings on the same examples in the first month come to epsilon 13.4" in written(
         example(), tmp_path
     )
     once = example(month={"trainings": 1, "epsilon": None})
@@ -261,7 +261,7 @@ def test_of_many_sites_the_furthest_apart_are_shown_and_the_others_counted(tmp_p
     ]
     page = written(found, tmp_path)
     assert page.count('<th scope="row">s') == 8
-    assert "292 more sites lie in between" in page
+    assert "292 more lie in between, and some of them may gain or lose too" in page
     assert "s000" in page
     assert "s299" in page
 

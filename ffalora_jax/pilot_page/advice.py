@@ -62,6 +62,8 @@ def _spent(found: dict[str, Any], t: Texts) -> list[str]:
 def limits(found: dict[str, Any], t: Texts) -> list[str]:
     """Says what the pilot cannot say."""
     said = [t("limit_data"), t("limit_alone"), t("limit_held_out"), t("limit_simulated")]
+    if found["asked"]["price_per_gb"] is not None:
+        said.append(t("limit_money"))
     count = found["about"]["tested"]
     if 0 < count < COARSE:
         said.append(t("limit_few", count=count, points=f"{100 / count:.1f}"))
@@ -83,9 +85,10 @@ def next_steps(found: dict[str, Any], t: Texts) -> list[str]:
         return [t("next_alone")]
     said = []
     if decision == "roll_out":
-        winners, all_sites = sites(found, t)["winners"], found["sites"]
-        some = 0 < len(winners) < len(all_sites)
-        said.append(t("next_roll_out", sites=t.names(winners) if some else t("next_sites_all")))
+        groups, all_sites = sites(found, t)["groups"], found["sites"]
+        some = 0 < len(groups["winners"]) < len(all_sites)
+        first = t.names(groups["winners"]) if some else t("next_sites_all")
+        said += [t("next_roll_out", sites=first), *([t("next_losers")] if groups["losers"] else [])]
     if found["recommendation"]["certainty"] != "high":
         key = "next_not_quick" if found["asked"]["quick"] else "next_other"
         said.append(t(key if found["whole"] else "next_resume"))

@@ -26,7 +26,7 @@ def recommendation(found: dict[str, Any], t: Texts) -> dict[str, Any]:
         certainty = t("basis", repetitions=pairs)
     return {
         "answer": t(result["decision"], method=t(method)),
-        "reasons": [_reason(found, t), *_against_the_other(found, t)],
+        "reasons": [_reason(found, t), *_against_the_other(found, t), t("two_ways")],
         "certainty": certainty,
     }
 
@@ -97,7 +97,11 @@ def privacy(found: dict[str, Any], t: Texts) -> list[str]:
     cost, costs = found["privacy_cost"], []
     at = epsilon(found["about"]["epsilon"], t("no_privacy"))
     if cost["mean"] is not None:
-        facts = {"method": t(found["privacy_of"]), "epsilon": at, "interval": t.interval(cost)}
+        facts = {
+            "method": t(found["privacy_of"]),
+            "epsilon": at,
+            "interval": t.interval(cost, "interval_loss"),
+        }
         costs.append(_cost(cost, facts, t))
     if found["tightest"] is not None:
         costs.append(t("tightest", tightest=epsilon(found["tightest"], ""), epsilon=at))
@@ -255,10 +259,8 @@ def sites(found: dict[str, Any], t: Texts) -> dict[str, Any]:
     ordered = sorted(found["sites"], key=lambda site: -site["gain"]["mean"])
     half = MOST_ROWS // 2
     shown = ordered if len(ordered) <= MOST_ROWS else [*ordered[:half], *ordered[-half:]]
-    groups: dict[str, list[str]] = {"winners": [], "losers": [], "open": []}
-    for site in shown:
-        groups[_group(site["gain"])].append(site["name"])
-    said = [t(key, names=t.names(names)) for key, names in groups.items() if names]
+    groups = _groups(ordered)
+    said = [t(key, names=t.names(names)) for key, names in _groups(shown).items() if names]
     if all(site["gain"]["low"] is None for site in shown):
         said = [t("few_repetitions")]
     if len(shown) < len(ordered):
@@ -266,15 +268,17 @@ def sites(found: dict[str, Any], t: Texts) -> dict[str, Any]:
     if not found["about"]["own_sites"]:
         said.append(t("dealt_sites"))
     rows = [_site(site, t) for site in shown]
-    winners = [site["name"] for site in ordered if _group(site["gain"]) == "winners"]
-    return {"rows": rows, "said": said if rows else [t("no_sites")], "winners": winners}
+    return {"rows": rows, "said": said if rows else [t("no_sites")], "groups": groups}
 
 
-def _group(gain: dict[str, Any]) -> str:
-    """Sorts a site by the interval of its gain."""
-    if gain["low"] is not None and gain["low"] > 0:
-        return "winners"
-    return "losers" if gain["high"] is not None and gain["high"] < 0 else "open"
+def _groups(some: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Sorts sites by the interval of their gain."""
+    found: dict[str, list[str]] = {"winners": [], "losers": [], "open": []}
+    for site in some:
+        low, high = site["gain"]["low"], site["gain"]["high"]
+        gains, loses = low is not None and low > 0, high is not None and high < 0
+        found["winners" if gains else "losers" if loses else "open"].append(site["name"])
+    return found
 
 
 def _site(site: dict[str, Any], t: Texts) -> list[str]:

@@ -31,11 +31,11 @@ class Texts:
         hours = seconds / 3600
         return self("hour", value=f"{hours:,.0f}" if hours >= 999.5 else f"{hours:.3g}")
 
-    def interval(self, interval: dict[str, Any]) -> str:
+    def interval(self, interval: dict[str, Any], key: str = "interval") -> str:
         """Writes an interval in percentage points behind its mean."""
         if interval["low"] is None:
             return self("no_interval")
-        return self("interval", low=points(interval["low"]), high=points(interval["high"]))
+        return self(key, low=points(interval["low"]), high=points(interval["high"]))
 
     def names(self, names: list[str]) -> str:
         """Writes a list."""
