@@ -36,7 +36,7 @@ class HubServer:
 
     @property
     def files_asked(self) -> set[str]:
-        return {file for _, _, file in self.asked}
+        return {file for _, _, file in self.asked if file}  # old clients ask for no file too
 
     def close(self):
         self.awake.set()

@@ -60,7 +60,8 @@ def suite(case: str, place: Path, arguments: list[str]) -> str:
     copy = shutil.copytree(ROOT, place / "code", ignore=ignored)
     install(python, "-c", versions, "-e", f"{copy}[test]", "pytest-randomly")
     # An old package may warn of what a newer one that it needs has deprecated since.
-    quiet = ["-W", "ignore::DeprecationWarning"] if case == LOWEST else []
+    old = "ignore::DeprecationWarning", "ignore::FutureWarning"
+    quiet = [part for one in old for part in ("-W", one)] if case == LOWEST else []
     called = [python, "-m", "pytest", *SUITE, *quiet, *arguments]
     subprocess.run(called, cwd=copy, check=True, env=clean() | {"FFALORA_SHARED": shared()})
     return f"passed with {facts(python, copy)}"
