@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from ffalora_jax import registry
-from ffalora_jax.aggregation import Late, Sums, mean_upload, ring, weighted_sum, with_late
+from ffalora_jax.aggregation import (
+    Late,
+    Sums,
+    if_anybody,
+    mean_upload,
+    ring,
+    weighted_sum,
+    with_late,
+)
 
 
 def uploads(key, count=5):
@@ -56,6 +64,13 @@ def test_with_nobody_the_server_keeps_what_it_has(key):
         mean = mean_of(tree, jnp.zeros(5, bool), None, fallback)
     for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(fallback), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("weight", "came"), [(0.0, False), (1e-6, True), (3.0, True)])
+def test_what_follows_from_a_round_is_taken_where_anybody_came(weight, came):
+    after, before = {"x": jnp.array([1.0, 2.0])}, {"x": jnp.array([5.0, jnp.nan])}
+    found = if_anybody(Sums({}, jnp.float32(weight)), after, before)
+    np.testing.assert_array_equal(found["x"], (after if came else before)["x"])
 
 
 @pytest.mark.parametrize("weight", [None, 0.25, 1.0, 3.0])
