@@ -44,6 +44,7 @@ def test_calibrated_noise_keeps_to_the_budget_and_hardly_wastes_any():
         assert 0.985 * epsilon < accounting.epsilon_of(draw, sigma, 20, 1e-5) <= epsilon
 
 
+@pytest.mark.thorough
 def test_at_the_same_expected_batch_a_smaller_client_spends_more():
     sizes = (100, 130, 200, 400, 1000, 5000)
     capacity = accounting.default_capacity(16)
@@ -102,6 +103,7 @@ def test_noise_that_changes_is_priced_at_each_of_its_levels():
 @pytest.mark.parametrize(
     ("capacity", "too_little"), [pytest.param(24, 1.06, marks=pytest.mark.thorough), (34, 1.004)]
 )
+@pytest.mark.thorough
 def test_a_tight_cap_is_reached_with_hardly_more_noise_than_it_takes(capacity, too_little):
     draw = accounting.sampling(500, 16, capacity)
     noise = accounting.noise_for(draw, 3.0, 30, 1e-5)

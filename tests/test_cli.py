@@ -97,6 +97,7 @@ def test_the_same_command_gives_the_same_adapter(run, place):
     assert (place / "again" / file).read_bytes() == (run / file).read_bytes()
 
 
+@pytest.mark.thorough
 def test_another_noise_seed_gives_another_adapter(run, place):
     here(*RUN.replace("--noise-seed 4", "--noise-seed 5").split(), place / "other")
     file = "adapter/adapter_model.safetensors"
@@ -135,6 +136,7 @@ def test_predict_reads_lines_and_csv_alike(run, texts):
         assert label == ("positive" if float(positive) > float(negative) else "negative")
 
 
+@pytest.mark.thorough
 def test_predict_in_json_is_one_object(run, texts):
     found = json.loads(ffalora("predict", run, "--input", texts / "texts.txt", "--json"))[
         "predictions"

@@ -140,6 +140,7 @@ def test_a_preset_of_this_package_travels_with_its_own_loader(personal, tmp_path
     assert run_snippet(tmp_path / "out").startswith("[Prediction")
 
 
+@pytest.mark.thorough
 def test_personal_leaves_are_exported_by_name_of_the_client(personal, tmp_path):
     for name in ("north", "south"):
         export_run(personal, tmp_path / name, client=name)

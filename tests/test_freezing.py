@@ -102,6 +102,7 @@ def whole(run, state):
     return {name: whole_a(found) for name, found in joined.items()}
 
 
+@pytest.mark.thorough
 def test_a_share_that_is_all_of_the_layers_is_fedavg_and_less_leaves_the_lower_ones_frozen():
     """Noise apart: with clipping, the vector that is clipped is the same."""
     run = silent(with_thawed_a("thaw 0.99 layers"))

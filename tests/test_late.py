@@ -59,6 +59,7 @@ def test_a_late_upload_counts_in_the_next_round_as_a_change_with_its_weight(weig
     assert seen.tolist() == [False, True, False, False]
 
 
+@pytest.mark.thorough
 def test_what_comes_after_twice_the_deadline_is_lost():
     run, base = late(deadlines=0.4), prepared()
     two, _ = run_rounds(run, 2)

@@ -81,6 +81,7 @@ def test_texts_of_one_token_and_of_none(tmp_path):
     assert said_to_be_cut(run) == []
 
 
+@pytest.mark.thorough
 def test_a_text_of_thousands_of_tokens_is_cut_and_said_to_be(tmp_path):
     run = ran(tmp_path, rows([" ".join(["word"] * LONGEST), "short"] * 60))
     (said,) = said_to_be_cut(run)

@@ -104,6 +104,7 @@ def test_a_private_round_is_the_same_to_rounding(option, make, plain):
 
 
 @pytest.mark.parametrize("option", EXACT)
+@pytest.mark.thorough
 def test_the_option_is_at_work(option, make):
     def primitives(run):
         trace = jax.make_jaxpr(jax.grad(loss_of(run)))(run.state.adapters)

@@ -65,6 +65,7 @@ def test_old_names_and_parts_that_the_model_lacks_are_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.thorough
 def test_half_precision_files_load_and_are_trained_in_float32(dtype, tmp_path):
     tensors = {name: jnp.asarray(array, dtype) for name, array in bert_tensors().items()}
     half = load_pretrained(write_checkpoint(tmp_path / "half", tensors))

@@ -29,21 +29,27 @@ slow = pytest.mark.slow
 FEDERATED = [m for m in registry.available("methods") if not registry.lookup("methods", m)().pooled]
 
 
-OF_FAST = {
-    "dp_sgd": (*("ffa_lora", "fedavg_lora", "fedsa_lora", "flora", "la_lora"),),
-    "dp_fedavg": ("fedsvd",),
-    "none": ("ffa_lora",),
-}
+OF_FAST = {"dp_sgd": ("ffa_lora", "fedavg_lora"), "dp_fedavg": ("fedsvd",), "none": ("ffa_lora",)}
+OF_THOROUGH = {"dp_sgd": ("fedsa_lora", "flora", "la_lora")}
+
+
+def how_long(method, mechanism):
+    """The marks of a pair."""
+    if method in OF_FAST[mechanism]:
+        return ()
+    return pytest.mark.thorough if method in OF_THOROUGH.get(mechanism, ()) else slow
+
+
 IN_TWIN = ("dp_sgd", "dp_fedavg", "none")
 """Mechanisms that the twin knows; the others are held against these, in files of their own."""
 PAIRS = [
-    pytest.param(method, mechanism, marks=() if method in OF_FAST[mechanism] else slow)
+    pytest.param(method, mechanism, marks=how_long(method, mechanism))
     for method in FEDERATED
     for mechanism in IN_TWIN
     # The twin of client-level DP bounds leaves, and RAVAN's upload is a product of two.
     if go_together(method, mechanism) and (method, mechanism) != ("ravan", "dp_fedavg")
 ]
-"""Every form of a round, server and detour once in the fast suite; all pairs in the slow one."""
+"""Every form of a round, server and detour once in CI; all pairs in the slow tests."""
 
 
 TIGHT = {"dp_fedavg": {"clip_norm": 1e-3, "cohort_size": 3, "sampling": "poisson"}}

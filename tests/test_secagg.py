@@ -60,6 +60,7 @@ def test_masks_cancel_exactly_in_the_sum_and_hide_each_upload(key):
     assert near < 0.15
 
 
+@pytest.mark.thorough
 def test_without_noise_the_round_is_dp_sgds_up_to_the_grid():
     run = secagg()
     plain = prepare(prepared().experiment.replace(local_steps=1))
@@ -167,6 +168,7 @@ def test_a_method_is_linear_if_its_uploads_of_equal_sums_have_equal_sums(name):
     assert (off < 1e-5) is method.linear
 
 
+@pytest.mark.thorough
 def test_norms_of_single_uploads_are_marked_as_not_private(tmp_path):
     experiment = secagg().experiment.replace(rounds=1, evaluate_every=1)
     run = ffa.simulate(experiment, out=tmp_path / "run")

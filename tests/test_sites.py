@@ -139,6 +139,7 @@ def test_late_uploads_are_dropped_and_the_round_ends_at_the_deadline(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_who_is_waited_for_in_vain_came_last(tmp_path):
     experiment = prepared().experiment.replace(rounds=1, evaluate_every=1)
     experiment = experiment.replace(
@@ -293,6 +294,7 @@ def test_who_comes_too_late_depends_on_no_example():
         *(pytest.param(m, marks=pytest.mark.thorough) for m in ("rolora", "fedex_lora", "flora")),
     ],
 )
+@pytest.mark.thorough
 def test_who_was_away_is_sent_all_that_changed_since(tmp_path, method):
     """Told from who took part: each keeps a copy, and is sent what makes it the server's."""
     experiment = prepared(method=method).experiment
