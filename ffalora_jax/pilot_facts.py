@@ -135,17 +135,23 @@ class Facts:
     def method(self, name: str) -> dict[str, Any]:
         """Returns a method's accuracy, traffic, and time on lines."""
         option, rows = self.option(name), self.of(self.settings(name))
-        bits = 8 * option.bytes_per_site
+        sent = option.bytes_per_site if rows else self._expected_bytes(name)
         return {
             "method": name,
             "rate": self.rate(name),
             "failed": option.failed,
             "repetitions": len(rows),
-            "bytes_per_site": option.bytes_per_site,
+            "bytes_per_site": sent,
             "accuracy": few_hidden(option.accuracy.values()),
             "simulated_seconds": self._clocked(rows[min(rows)]) if rows else None,
-            "on_lines": [{"line": line, "seconds": bits / rate} for line, rate in RATES],
+            "on_lines": [{"line": line, "seconds": 8 * sent / rate} for line, rate in RATES],
         }
+
+    def _expected_bytes(self, name: str) -> float:
+        """Returns the traffic of a method that was not run: that of the first run, by the messages' sizes."""
+        row = self.first_row
+        one, other = (self.pilot.round_bytes(method) for method in (row["method.name"], name))
+        return (row.get("bytes_per_client") or 0.0) * other / one if one else 0.0
 
     def _clocked(self, row: Mapping[str, Any]) -> float | None:
         lines = self.run(row).metrics

@@ -17,6 +17,7 @@ from ffalora_jax.loop import Event, Observer
 from ffalora_jax.many_runs import ManyRuns, Member
 from ffalora_jax.pilot_course import METHODS, Job, course, longest
 from ffalora_jax.prepare import Prepared, prepare
+from ffalora_jax.run_facts import message_bytes
 from ffalora_jax.run_folder import RunFolder
 from ffalora_jax.sweep_results import refused_row, row_of
 
@@ -60,6 +61,7 @@ class Piloting:
         self._done = self._planned = 0
         self._question = ""
         self._last: list[float] = []
+        self._round_bytes: dict[str, float] = {}
         observe(Event("reading data and model"))
         experiment = experiment.replace(**{"method.name": METHODS[0]})
         self.experiment = quicker(experiment, self.many) if asked.quick else experiment
@@ -104,6 +106,17 @@ class Piloting:
             except StopIteration:
                 self.whole = True
                 return
+
+    def round_bytes(self, method: str) -> float:
+        """Returns what a site sends and receives in a round with a method, run or not; 0 if it cannot be."""
+        if method not in self._round_bytes:
+            named = self.experiment.replace(**{"method.name": method})
+            try:
+                run = prepare(named, loader=self.many.loader)
+                self._round_bytes[method] = sum(float(np.mean(one)) for one in message_bytes(run))
+            except InputError:
+                self._round_bytes[method] = 0.0
+        return self._round_bytes[method]
 
     def _ask(self, jobs: list[Job]) -> bool:
         """Makes runs, as many at a time as there is time for; returns whether all were made."""

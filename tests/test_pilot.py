@@ -188,6 +188,8 @@ def test_when_the_time_is_over_the_page_is_of_what_there_is_and_resume_goes_on(t
     assert not short.found["whole"]
     assert "The time was over" in short.page.read_text()
     assert short.found["recommendation"]["decision"] in ("not_shown", "no_learning")
+    mine, other = (one["bytes_per_site"] for one in short.found["methods"])
+    assert 1.5 < other / mine < 2.5  # of plain LoRA, which was not run
     first = (short.path / "runs/00-methods/metrics.jsonl").stat().st_mtime_ns
     page = short.page.read_text()
     again = ffa.pilot(small(), {"minutes": 1e-3}, out=tmp_path / "short")

@@ -152,6 +152,19 @@ def test_half_the_traffic_is_told_in_bytes_time_and_money_of_a_month(tmp_path):
     assert f"{seconds:.3g} s less waiting for messages on 10 Mbit/s" in said
 
 
+def test_traffic_of_a_method_that_was_not_run_is_told_unless_it_hangs_on_machines():
+    found, t = example(), Texts("en")
+    told = sentences.traffic(found, t)["said"][0]
+    found["methods"][1]["accuracy"] = interval(None)
+    shown = sentences.traffic(found, t)
+    assert shown["said"][0] == told
+    assert shown["rows"][1][1] == "not run yet"
+    found["methods"][0]["simulated_seconds"] = 3.0
+    assert len(sentences.traffic(found, t)["rows"]) == 1
+    found["methods"][0]["simulated_seconds"], found["methods"][1]["bytes_per_site"] = None, 0.0
+    assert len(sentences.traffic(found, t)["rows"]) == 1
+
+
 def test_without_a_price_nothing_is_said_of_money_but_how_to_give_one(tmp_path):
     page = written(barely_begun(), tmp_path)
     assert "USD" not in page

@@ -20,9 +20,8 @@ def recommendation(found: dict[str, Any], t: Texts) -> dict[str, Any]:
         return {"answer": t("nothing"), "reasons": [], "certainty": t("certainty", level=t("low"))}
     certainty = t("certainty", level=t(result["certainty"]))
     pairs = result["repetitions"]
-    if (
-        result["decision"] == "not_shown" and pairs
-    ):  # nothing is known of which one could be certain
+    # Then nothing is known of which one could be certain.
+    if result["decision"] == "not_shown" and pairs:
         certainty = t("basis", repetitions=pairs)
     return {
         "answer": t(result["decision"], method=t(method)),
@@ -156,16 +155,14 @@ def traffic(found: dict[str, Any], t: Texts) -> dict[str, Any]:
     head += [t("column_links")] if on_links else [t("column_line", line=one) for one in lines]
     head += [t("column_month"), *([t("column_money")] if priced else [])]
     rows = []
-    for one in found["methods"]:
-        if one["accuracy"]["mean"] is None:
-            continue
+    for one in _listed(found):
         times = [one["simulated_seconds"]] if on_links else [o["seconds"] for o in one["on_lines"]]
-        month = monthly_bytes(found, one)
-        row = [t(one["method"]), _with_half_width(one["accuracy"]), size(one["bytes_per_site"])]
+        row = [t(one["method"]), _right(one["accuracy"], t), size(one["bytes_per_site"])]
         row += [t.duration(seconds) for seconds in times[: max(1, len(lines))]]
+        month = monthly_bytes(found, one)
         rows.append([*row, size(month), *([_money(asked, month)] if priced else [])])
-    said = _saved(found, t) + ([] if priced else [t("no_price")])
-    return {"head": head, "rows": rows, "said": said}
+    unpriced = [] if priced else [t("no_price")]
+    return {"head": head, "rows": rows, "said": [*_saved(found, t), *unpriced]}
 
 
 def monthly_bytes(found: dict[str, Any], method: dict[str, Any]) -> float:
@@ -175,19 +172,26 @@ def monthly_bytes(found: dict[str, Any], method: dict[str, Any]) -> float:
     )
 
 
+def _listed(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the methods whose traffic is known: on given links only of those that were run."""
+    on_links = _has_links(found)
+    return [
+        one
+        for one in found["methods"]
+        if one["accuracy"]["mean"] is not None or (one["bytes_per_site"] and not on_links)
+    ]
+
+
 def _has_links(found: dict[str, Any]) -> bool:
     tried = [m for m in found["methods"] if m["accuracy"]["mean"] is not None]
     return bool(tried) and all(m["simulated_seconds"] is not None for m in tried)
 
 
 def _saved(found: dict[str, Any], t: Texts) -> list[str]:
-    tried = [m for m in found["methods"] if m["accuracy"]["mean"] is not None]
-    if len(tried) < 2:
+    listed, asked = sorted(_listed(found), key=lambda m: m["bytes_per_site"]), found["asked"]
+    if not listed or listed[0]["bytes_per_site"] >= listed[-1]["bytes_per_site"]:
         return []
-    light, heavy = sorted(tried, key=lambda m: m["bytes_per_site"])[:2]
-    if light["bytes_per_site"] >= heavy["bytes_per_site"]:
-        return []
-    asked = found["asked"]
+    light, heavy = listed[0], listed[-1]
     less = monthly_bytes(found, heavy) - monthly_bytes(found, light)
     if _has_links(found):
         seconds = heavy["simulated_seconds"] - light["simulated_seconds"]
@@ -219,7 +223,9 @@ def _money(asked: dict[str, Any], count: float) -> str:
     return f"{shown} {asked['currency']}"
 
 
-def _with_half_width(interval: dict[str, Any]) -> str:
+def _right(interval: dict[str, Any], t: Texts) -> str:
+    if interval["mean"] is None:
+        return t("not_run")
     if interval["low"] is None:
         return percent(interval["mean"])
     return f"{percent(interval['mean'])} ± {100 * (interval['high'] - interval['mean']):.1f}"
@@ -232,8 +238,8 @@ def clock(found: dict[str, Any], t: Texts) -> list[str]:
         return [t("one_site" if found["about"]["sites"] == 1 else "no_clock")]
     times = {name: t.duration(facts[name]) for name in ("seconds", "second")}
     if deadline is not None:
-        said = t("clock_deadline", slowest=facts["slowest"], **times, deadline=f"{deadline:g}")
-        return [said]
+        times["deadline"] = f"{deadline:g}"
+        return [t("clock_deadline", slowest=facts["slowest"], **times)]
     adapted, often = facts["adapted"], facts["second"] > facts["seconds"]
     if often:  # it is there more often than the slowest one
         said = [t("clock_often", slowest=facts["slowest"], seconds=times["seconds"])]
