@@ -77,10 +77,9 @@ def audit(
     """
     positive(canaries=canaries)
     between(0.5, 1, confidence=confidence)
-    experiment = experiment.replace(packing=False, prefix_cache="never", client_chunk="auto")
-    experiment = experiment.replace(
-        client_data="device"
-    )  # the canaries are put among all clients' data
+    plain = {"packing": False, "prefix_cache": "never", "client_chunk": "auto"}
+    # The canaries are put among the data of all clients.
+    experiment = experiment.replace(**plain, client_data="device")
     run = prepare(experiment, data, model)
     _check(run)
     owner = int(np.argmax(np.asarray(run.data.sizes)))

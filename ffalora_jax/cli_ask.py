@@ -116,8 +116,9 @@ def _about_data(given: list[str], read: Read, ask: Ask) -> tuple[list[str], tupl
         given = [*given, "--data.name=csv"]
     for question in COLUMNS:
         given, _ = _answer(question, given, read, ask, partial(_column, table))
-    names = _sites_of(files, read(given)[0].data.client)
-    if len(files) == 1:
+    if len(files) > 1:
+        names = _sites_of(files, read(given)[0].data.client)
+    else:
         if data.client not in (None, *table):
             given = [*given, "--data.client=None"]
         given, site = _answer(SITE, given, read, ask, partial(_column, table))

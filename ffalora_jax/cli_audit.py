@@ -35,10 +35,8 @@ def run(arguments: list[str], use_jax: Callable[[], None]) -> int:
     confidence, rest = flags.take(rest, "--confidence", "a share, like 0.95")
     as_json, rest = flags.switch(rest, "--json")
     experiment = flags.read_only("audit", rest)
-    count, sure = (
-        whole_number("--canaries", canaries) or 1000,
-        _number("--confidence", confidence, 0.95),
-    )
+    count = whole_number("--canaries", canaries) or 1000
+    sure = _number("--confidence", confidence, 0.95)
     use_jax()
     from ffalora_jax.audit import audit
     from ffalora_jax.mesh import make_cpu_devices

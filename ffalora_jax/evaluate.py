@@ -14,7 +14,7 @@ from ffalora_jax.lora import LoraModel
 from ffalora_jax.mesh import num_shards, over_devices
 from ffalora_jax.metrics import class_metrics
 from ffalora_jax.packing import Packed, pack_on_host
-from ffalora_jax.prefix import Below
+from ffalora_jax.prefix import ScoredPrefix
 from ffalora_jax.probes import packing_for
 from ffalora_jax.round import RoundState
 from ffalora_jax.tasks import Task
@@ -24,7 +24,7 @@ from ffalora_jax.types import Adapters
 BATCH = 64
 
 Predict = Callable[..., np.ndarray]
-"""(frozen, adapters, encoded, rows, below=None) -> outcomes (row, kept) in the order of ``rows``; ``below``
+"""(frozen, adapters, encoded, rows, hidden=None) -> outcomes (row, kept) in the order of ``rows``; ``hidden``
 are the states (token, feature) that the blocks below the adapters give each of them, where those are kept."""
 
 
@@ -45,14 +45,14 @@ def make_predictor(model: LoraModel, task: Task, mesh: Mesh | None = None) -> Pr
     """
     padded, packed = _padded_predictor(model, task, mesh), _packed_predictor(model, mesh)
 
-    def predict(frozen, adapters, encoded, rows, below=None):
+    def predict(frozen, adapters, encoded, rows, hidden=None):
         if len(rows) == 0:
             raise ValueError("Expected at least one example to predict.")
         at_once = None if jax.default_backend() == "cpu" else BATCH
         packing = packing_for(model, encoded.inputs, at_once)
         if packing is None:
-            return padded(frozen, adapters, encoded, rows, below)
-        return packed(frozen, adapters, encoded, rows, packing, below)
+            return padded(frozen, adapters, encoded, rows, hidden)
+        return packed(frozen, adapters, encoded, rows, packing, hidden)
 
     return predict
 
@@ -69,7 +69,7 @@ def _padded_predictor(model: LoraModel, task: Task, mesh: Mesh | None) -> Predic
         params = frozen.backbone, leaves.merge(frozen.adapters, adapters)
         return over_devices(outcomes, mesh, params, inputs)[1]
 
-    def predict(frozen, adapters, encoded, rows, below):
+    def predict(frozen, adapters, encoded, rows, hidden):
         order = np.argsort(encoded.lengths[rows], kind="stable")
         widths = encoded.widths
         parts = []
@@ -79,8 +79,8 @@ def _padded_predictor(model: LoraModel, task: Task, mesh: Mesh | None) -> Predic
             longest = encoded.lengths[here].max()
             width = next(width for width in widths if width >= longest)
             inputs = {name: _cut(leaf[here], width) for name, leaf in encoded.inputs.items()}
-            if below is not None:
-                inputs["hidden"] = _side_by_side([below[k] for k in chosen], inputs, width)
+            if hidden is not None:
+                inputs["hidden"] = _side_by_side([hidden[k] for k in chosen], inputs, width)
             parts.append((order[start : start + batch], forward(frozen, adapters, inputs)))
         return _in_order(parts, len(rows))
 
@@ -101,10 +101,10 @@ def _packed_predictor(model: LoraModel, mesh: Mesh | None) -> Callable[..., np.n
         params = frozen.backbone, leaves.merge(frozen.adapters, adapters)
         return over_devices(logits, mesh, params, packed)[1]
 
-    def predict(frozen, adapters, encoded, rows, packing, below):
+    def predict(frozen, adapters, encoded, rows, packing, hidden):
         inputs = {name: leaf[rows] for name, leaf in encoded.inputs.items()}
-        lengths, size = encoded.lengths[rows], packing
-        laid = list(pack_on_host(inputs, lengths, size.width, size.rows, below))
+        lengths, sizes = encoded.lengths[rows], (packing.width, packing.rows)
+        laid = list(pack_on_host(inputs, lengths, *sizes, hidden))
         parts = []
         for start in range(0, len(laid), shards):
             chosen, blocks = zip(*laid[start : start + shards], strict=True)
@@ -158,7 +158,7 @@ def evaluate(
     labels: np.ndarray,
     parts: Sequence[np.ndarray],
     metric: str = "accuracy",
-    below: Below | None = None,
+    prefix: ScoredPrefix | None = None,
 ) -> Scores | None:
     """Scores every client's part with what that client would use; None if all parts are empty.
 
@@ -172,8 +172,8 @@ def evaluate(
         if len(rows) == 0:
             right += [np.zeros(0)] * len(clients)
             continue
-        kept = below and below.of(rows)
-        outcomes = predict(frozen, adapters_of(state, clients[0]), encoded, rows, kept)
+        hidden = prefix and prefix.of(rows)
+        outcomes = predict(frozen, adapters_of(state, clients[0]), encoded, rows, hidden)
         mine, loss = task.score(outcomes, labels[rows])
         right += np.split(mine, np.cumsum([len(parts[k]) for k in clients])[:-1])
         losses.append(loss)

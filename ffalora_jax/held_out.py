@@ -108,9 +108,8 @@ def members(run: Prepared, predict: Predict, state: RoundState) -> dict[str, Any
             found["test_accuracy"].append(scores.accuracy)
     if not found["test_accuracy"]:
         return {}
-    best = (
-        None if None in found[by] else int(np.argmax(found[by]))
-    )  # chosen on nothing is not chosen
+    # Where nothing was scored to choose by, none is the best.
+    best = None if None in found[by] else int(np.argmax(found[by]))
     return {
         "members": {
             **found,
@@ -144,7 +143,7 @@ def _scores(
     run: Prepared, predict: Predict, state: RoundState, parts: Sequence[np.ndarray]
 ) -> Scores | None:
     data, given = run.dataset, (run.frozen, state, run.encoded)
-    return evaluate(predict, run.task, *given, data.labels, parts, data.metric, run.below)
+    return evaluate(predict, run.task, *given, data.labels, parts, data.metric, run.scored_prefix)
 
 
 def _validation_rows(run: Prepared) -> list[np.ndarray]:

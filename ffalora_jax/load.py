@@ -90,8 +90,11 @@ def class_order(there: Sequence[str], here: Sequence[str]) -> list[int] | None:
 
 
 def _put_in_order(loaded: Loaded, there: Sequence[str], here: Sequence[str]) -> None:
-    order, head = class_order(there, here), cast(Any, loaded.model).head
-    for leaf in (head.kernel, head.bias) if order is not None else ():
+    order = class_order(there, here)
+    if order is None:
+        return
+    head = cast(Any, loaded.model).head
+    for leaf in (head.kernel, head.bias):
         if leaf is not None:
             leaf.set_value(leaf[...][..., np.asarray(order)])
 

@@ -13,7 +13,7 @@ from ffalora_jax.config import Experiment
 from ffalora_jax.data import Dataset
 from ffalora_jax.errors import InputError
 from ffalora_jax.load import encode, load_dataset, load_model, one_if_same
-from ffalora_jax.prefix import Below, Seen, below_scored, is_worth, kept_prefix
+from ffalora_jax.prefix import ScoredPrefix, Seen, is_worth, kept_prefix, scored_prefix
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.text import Encoded
 
@@ -124,19 +124,22 @@ class Loader:
             return kept_prefix(setting, seen, rows, draws)
         return self.once((*name, rows.tobytes()), lambda: keep(setting, rows, draws))
 
-    def below(self, experiment: Experiment, seen: Seen, rows: np.ndarray) -> Below | None:
-        """Does ``below_scored`` where several runs share it; one for all of them, whatever each scores.
+    def scored_prefix(
+        self, experiment: Experiment, seen: Seen, rows: Callable[[], np.ndarray]
+    ) -> ScoredPrefix | None:
+        """Does ``prefix.scored_prefix`` where several runs share it: one for all, whatever each scores.
 
         Args:
             experiment: the run's.
             seen: what is kept follows from it.
-            rows: those that this run scores.
+            rows: returns those that this run scores.
         """
         if self._sharing(experiment) <= 1:
             return None
         model = repr(experiment.model), seen.model.num_frozen
-        name = "below", experiment.prefix_cache, *model, id(seen.encoded)
-        return self.once(name, lambda: below_scored(experiment.prefix_cache, seen, rows))
+        setting = experiment.prefix_cache
+        name = "scored prefix", setting, *model, id(seen.encoded)
+        return self.once(name, lambda: scored_prefix(setting, seen, rows()))
 
     def _sharing(self, experiment: Experiment) -> float:
         """Returns how many runs, in whole ones, share what lies below a run's adapters."""

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,7 +177,8 @@ class ManyRuns:
         predict = self._predictors[id(program)]
         run = one.run._replace(frozen=one.given.frozen, model=program.first.model)
         seen = Seen(run.model, run.frozen.backbone, run.encoded, run.loaded.own)
-        run = run._replace(below=self.loader.below(run.experiment, seen, scored_at_all(run)))
+        kept = self.loader.scored_prefix(run.experiment, seen, partial(scored_at_all, run))
+        run = run._replace(scored_prefix=kept)
         is_due = done == one.last or done % run.experiment.evaluate_every == 0
         return figures(run, predict, state, is_due, done == one.planned)
 

@@ -128,7 +128,7 @@ def pack_on_host(
     lengths: np.ndarray,
     width: int,
     count: int,
-    below: Sequence[np.ndarray] | None = None,
+    hidden: Sequence[np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, Packed]]:
     """Packs known examples (for evaluation): yields which ones, and their ``count`` rows, all of one shape.
 
@@ -139,7 +139,7 @@ def pack_on_host(
         lengths: their tokens.
         width: tokens of a row.
         count: rows that are yielded together.
-        below: what the frozen blocks give each of them (token, feature), where that is kept.
+        hidden: what the frozen blocks give each of them (token, feature), where that is kept.
     """
     lengths = np.maximum(lengths, 1)  # as in ``cohort.client_data``
     rows = _fill(lengths, width)
@@ -150,7 +150,7 @@ def pack_on_host(
         tokens: Any = np.zeros((4, count, width), np.int32)
         ids, types, owner, places = tokens
         first: Any = np.zeros(slots, np.int32)
-        hidden: Any = below and np.zeros((count, width, below[0].shape[1]), below[0].dtype)
+        kept: Any = hidden and np.zeros((count, width, hidden[0].shape[1]), hidden[0].dtype)
         owner[:] = NOBODY
         slot = 0
         for row, examples in enumerate(here):
@@ -162,11 +162,11 @@ def pack_on_host(
                 if "token_type_ids" in inputs:
                     types[place] = inputs["token_type_ids"][example, :length]
                 owner[place], places[place] = slot, np.arange(length)
-                if below:
-                    hidden[place] = below[example]
+                if hidden:
+                    kept[place] = hidden[example]
                 first[slot] = row * width + start
                 start, slot = start + length, slot + 1
-        yield chosen, Packed(ids, types, owner, places, first, hidden)
+        yield chosen, Packed(ids, types, owner, places, first, kept)
 
 
 def _fill(lengths: np.ndarray, width: int) -> list[list[int]]:

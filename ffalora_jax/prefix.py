@@ -96,7 +96,7 @@ def kept_prefix(
     return None, str(reason)
 
 
-class Below:
+class ScoredPrefix:
     """What lies below the adapters of the examples that many runs score; computed when first asked for."""
 
     def __init__(self, form: _Form, seen: Seen, room: float):
@@ -116,7 +116,7 @@ class Below:
         return [self._states[int(row)] for row in rows]
 
 
-def below_scored(setting: str, seen: Seen, rows: np.ndarray) -> Below | None:
+def scored_prefix(setting: str, seen: Seen, rows: np.ndarray) -> ScoredPrefix | None:
     """Returns what keeps the states of scored examples; None where ``kept_prefix`` would keep nothing.
 
     Args:
@@ -127,7 +127,7 @@ def below_scored(setting: str, seen: Seen, rows: np.ndarray) -> Below | None:
     if len(rows) == 0 or _never(setting, seen.model, seen.is_own) is not None:
         return None
     form, _, reason = _choose(setting, seen._replace(is_dealt=False), rows)
-    return None if reason is not None else Below(form, seen, SHARE * free_bytes())
+    return None if reason is not None else ScoredPrefix(form, seen, SHARE * free_bytes())
 
 
 def _never(setting: str, model: LoraModel, is_own: bool) -> str | None:

@@ -43,7 +43,7 @@ from ffalora_jax.methods import Method
 from ffalora_jax.network import Sites, sites_of
 from ffalora_jax.optimizers import make_optimizer
 from ffalora_jax.partition import Owners
-from ffalora_jax.prefix import Below, Seen
+from ffalora_jax.prefix import ScoredPrefix, Seen
 from ffalora_jax.presence import num_asked, own_numbers, presence_of
 from ffalora_jax.pretrained import Loaded
 from ffalora_jax.probes import Packing
@@ -85,7 +85,7 @@ class Prepared(NamedTuple):
     """Machines and links, where something is said about them."""
     step_flops: float
     """Operations of one local step at a site, without padding; 0 without sites."""
-    below: Below | None = None
+    scored_prefix: ScoredPrefix | None = None
     """What lies below the adapters of scored examples, where many runs score them."""
 
     @property

@@ -1,6 +1,7 @@
 """Scores of many runs: what lies below the adapters of a scored example is computed once for all of them."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from ffalora_jax.evaluate import adapters_of, make_predictor
 from ffalora_jax.held_out import scored_at_all
 from ffalora_jax.loader import Loader
 from ffalora_jax.many_runs import ManyRuns, Member
-from ffalora_jax.prefix import Seen, below_scored
+from ffalora_jax.prefix import Seen, scored_prefix
 from ffalora_jax.prepare import Prepared, prepare
 from tests.family_files import VIT, write_family
 from tests.llama_files import write_llama
@@ -62,7 +63,7 @@ def test_from_kept_states_the_outcomes_are_the_same(form, products, tmp_path, mo
     if not products:
         room = prefix._form(seen_of(run), False).nbytes(scored_at_all(run)) / prefix.SHARE
         monkeypatch.setattr(prefix, "free_bytes", lambda: 1.01 * room)
-    below = below_scored("auto", seen_of(run), scored_at_all(run))
+    below = scored_prefix("auto", seen_of(run), scored_at_all(run))
     predict, mine = make_predictor(run.model, run.task), moved(run)
     rows = scored_at_all(run)[::-1]
     plain = predict(run.frozen, mine, run.encoded, rows)
@@ -89,7 +90,7 @@ def counted(monkeypatch) -> list[int]:
 def test_an_example_is_computed_once_and_again_only_where_there_is_no_room(monkeypatch):
     run = prepare(tiny(**UPPER))
     computed, rows = counted(monkeypatch), np.arange(12)
-    below = below_scored("auto", seen_of(run), rows)
+    below = scored_prefix("auto", seen_of(run), rows)
     first = below.of(rows[:8])
     assert [len(state) for state in first] == run.encoded.lengths[:8].tolist()
     assert all(a is b for a, b in zip(below.of(rows[4:])[:4], first[4:], strict=True))
@@ -107,14 +108,18 @@ def test_an_example_is_computed_once_and_again_only_where_there_is_no_room(monke
 )
 def test_where_nothing_is_kept_of_training_nothing_is_of_scores(changes):
     run = prepare(tiny(**{**UPPER, **changes}))
-    assert below_scored(run.experiment.prefix_cache, seen_of(run), np.arange(4)) is None
+    assert scored_prefix(run.experiment.prefix_cache, seen_of(run), np.arange(4)) is None
 
 
 def test_runs_that_share_it_score_over_one_and_a_single_run_over_none():
     loader = Loader()
     experiments = [tiny(**UPPER, seed=seed) for seed in (0, 1)]
     runs = [prepare(experiment, loader=loader) for experiment in experiments]
-    ask = lambda run: loader.below(run.experiment, seen_of(run), scored_at_all(run))  # noqa: E731
+
+    def ask(run):
+        rows = partial(scored_at_all, run)
+        return loader.scored_prefix(run.experiment, seen_of(run), rows)
+
     assert ask(runs[0]) is None
     loader.expect([experiments[0]], 2.0)
     assert ask(runs[0]) is ask(runs[0]) is not None

@@ -143,8 +143,10 @@ def as_dataset(
 def _inputs(picked: dict[str, Any], roles: dict[str, str], source: str) -> dict[str, Sequence]:
     if "image" in roles:
         found = picked[roles["image"]]
-        if all(isinstance(one, ImageSource) for one in found):  # of another data set
-            return {"image": list(found)}
+        if (
+            isinstance(found, list) and found and isinstance(found[0], ImageSource)
+        ):  # of another set
+            return {"image": found}
         found = _columns.images(found, roles["image"], source)
         return {"image": [ImageSource(name, load) for name, load in found]}
     if "text" in roles:

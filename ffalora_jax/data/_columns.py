@@ -77,7 +77,7 @@ def pick(
 def texts(column: list, name: str, source: str) -> list[str]:
     """Returns the texts; numbers and gaps are refused, never turned into words."""
     for row, value in enumerate(column):
-        spelt(value, f"Row {row + 1} of column {name!r} ({source})")
+        encodable(value, f"Row {row + 1} of column {name!r} ({source})")
         if not isinstance(value, str):
             raise InputError(
                 f"Row {row + 1} of column {name!r} is {value!r}, expected text ({source}): remove the "
@@ -86,8 +86,8 @@ def texts(column: list, name: str, source: str) -> list[str]:
     return column
 
 
-def spelt(value: Any, where: str) -> Any:
-    """Returns a value as it is.
+def encodable(value: Any, where: str) -> Any:
+    """Returns a value as it is, if it can be written as UTF-8.
 
     Raises:
         InputError: a text with half a character, as JSON has it where an emoji was cut.
@@ -124,7 +124,7 @@ def _word(value: Any, row: int, name: str, source: str) -> str:
         )
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
-    return spelt(str(value).strip(), f"Row {row + 1} of column {name!r} ({source})")
+    return encodable(str(value).strip(), f"Row {row + 1} of column {name!r} ({source})")
 
 
 def images(column: Any, name: str, source: str) -> list[tuple[str, Callable[[], Any]]]:
@@ -174,7 +174,7 @@ def turns(row: Mapping[str, Any], picked: Mapping[str, str], where: str) -> tupl
     if "messages" in picked:
         return _chat(row[picked["messages"]], f"{where}, {picked['messages']!r},")
     for name in (picked["prompt"], picked["response"]):
-        if not isinstance(spelt(row[name], f"{where}, {name!r},"), str):
+        if not isinstance(encodable(row[name], f"{where}, {name!r},"), str):
             raise InputError(f"{where}, {name!r}, is {row[name]!r}, expected text.")
     if not row[picked["response"]].strip():
         raise InputError(f"{where}, {picked['response']!r}, is empty: there is nothing to learn.")
@@ -204,6 +204,6 @@ def _message(message: Any, where: str) -> dict[str, str]:
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise InputError(f"{where} has role {role!r}, expected one of {', '.join(ROLES)}.")
-    if not isinstance(spelt(content, where), str):
+    if not isinstance(encodable(content, where), str):
         raise InputError(f"{where} has content {content!r:.80}, expected text.")
     return {"role": role, "content": content}

@@ -175,10 +175,10 @@ def _who(run: Run) -> str:
 
 def success(run: Run) -> str:
     """Says what the accuracy is a share of, beside what the commonest class would give."""
-    majority = row(run).majority
-    if majority is None:
+    what = things(run)
+    if what == "examples":
         return "of the tokens of unseen responses predicted"
-    return f"right on unseen {things(run)} (commonest class: {percent(majority)})"
+    return f"right on unseen {what} (commonest class: {percent(row(run).majority)})"
 
 
 def _what(run: Run) -> str:
